@@ -1,0 +1,1 @@
+"""pyinfra building blocks, inventory, lab and command line of boxwright; knows nothing of any one role."""

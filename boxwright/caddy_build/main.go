@@ -1,0 +1,14 @@
+// Command caddy is Caddy with the modules that the stock program lacks.
+package main
+
+import (
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	_ "github.com/caddy-dns/cloudflare"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	_ "github.com/mholt/caddy-ratelimit"
+)
+
+func main() {
+	caddycmd.Main()
+}

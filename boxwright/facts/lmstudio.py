@@ -1,0 +1,46 @@
+"""An installation of LM Studio on the target."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyinfra.api import StringCommand
+from pyinfra.api.exceptions import FactProcessError
+
+from boxwright.facts.api import Fact
+from boxwright.shell import script
+
+# Written last, with the digest of the bundle and a number that no other installation has. A home without it is half
+# made.
+MARKER = ".boxwright-complete"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """`bundle` is the digest of what a complete installation was made from, empty without one; `command` tells whether
+    its command `lms` is there, and `owner` to whom its home belongs.
+    """
+
+    bundle: str
+    command: bool
+    owner: str
+
+
+class Installation(Fact[Installed]):
+    """The `Installed` in the home `home`."""
+
+    def command(self, home: str) -> StringCommand:
+        return script(
+            """
+            echo "owner=$(stat -c %U -- "$1" 2>/dev/null)"
+            if [ -f "$1/$2" ] && [ ! -L "$1/$2" ]; then echo "bundle=$(cut -d " " -f 1 <"$1/$2")"; fi
+            if [ -x "$1/.lmstudio/bin/lms" ]; then echo command=yes; fi
+            """,
+            home,
+            MARKER,
+        )
+
+    def process(self, output: Sequence[str]) -> Installed:
+        values = dict(line.partition("=")[::2] for line in output)
+        if "owner" not in values or not values.keys() <= {"owner", "bundle", "command"}:
+            raise FactProcessError(f"not the state of an installation: {list(output)!r}")
+        return Installed(values.get("bundle", ""), values.get("command") == "yes", values["owner"])

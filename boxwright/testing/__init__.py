@@ -1,0 +1,1 @@
+"""What tests of a box share: the pytest plugin and the SSH backend that it gives testinfra."""

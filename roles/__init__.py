@@ -1,0 +1,1 @@
+"""The components of a box, one package each: settings, tasks, checks. A role never imports another role."""

@@ -1,0 +1,91 @@
+"""What must hold of the models' files, and of the watchdog over the engines."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from boxwright.testing.probes import exposure, listeners, unprivileged
+
+MODELS = "/var/lib/boxwright/models"
+
+
+def services(box: Any) -> Iterator[tuple[str, Any]]:
+    """The services of every engine that runs on the box, each with the name of its engine."""
+    for engine in box.inference.running:
+        for server in box.engine(engine).servers(box):
+            yield engine, server
+
+
+def test_engines_run(host: Any, box: Any) -> None:
+    """Every engine runs, and starts at boot."""
+    assert {engine for engine, _ in services(box)} == set(box.inference.running)
+    for _, server in services(box):
+        assert host.service(server.unit).is_running, server.unit
+        assert host.service(server.unit).is_enabled, server.unit
+
+
+def test_engines_listen_on_loopback_only(host: Any, box: Any) -> None:
+    """No engine can be reached from elsewhere but through the gateway."""
+    for _, server in services(box):
+        assert listeners(host, server.port) == {"127.0.0.1"}, server.unit
+
+
+def test_engines_are_in_a_sandbox(host: Any, box: Any) -> None:
+    """Every engine has an account of its own and no capability, and systemd rates its exposure low."""
+    for engine, server in services(box):
+        assert unprivileged(host, server.unit, engine), server.unit
+        assert exposure(host, server.unit) <= box.engine(engine).exposure, server.unit
+
+
+def test_files_of_models(host: Any, box: Any) -> None:
+    """Every declared file is what its checksum says, and nobody but root can change it."""
+    for model in box.inference.served:
+        for path, file in model.downloads:
+            found = host.file(path)
+            assert (found.size, found.user, found.mode & 0o022) == (file.size, "root", 0), path
+            assert found.sha256sum == file.sha256, path
+
+
+def test_no_other_models(host: Any, box: Any) -> None:
+    """With `inference_prune`, only declared models are left."""
+    if not box.inference.prune:
+        pytest.skip("inference_prune is not set")
+    declared = tuple(model.location.rpartition("/")[2] for model in box.inference.served)
+    assert [name for name in host.file(MODELS).listdir() if not name.startswith(declared)] == []
+
+
+def test_watchdog(host: Any, box: Any) -> None:
+    """The watchdog runs over every engine, as long as it is wanted."""
+    if not (box.inference.watchdog and box.inference.running):
+        assert not host.service("boxwright-watchdog").is_running
+        return
+    assert host.service("boxwright-watchdog").is_running
+    assert host.service("boxwright-watchdog").is_enabled
+    assert exposure(host, "boxwright-watchdog") <= 2.0
+    watched = json.loads(host.file("/etc/boxwright/watchdog.json").content_string)["engines"]
+    for engine in box.inference.running:
+        assert [one for one in watched if one["unit"].startswith(engine)]
+    since = host.check_output("systemctl show -P ActiveEnterTimestamp boxwright-watchdog")
+    said = host.check_output("journalctl --no-pager --output cat --unit boxwright-watchdog --since %s", since)
+    assert "could not be examined" not in said
+
+
+def test_graphics_card_is_used(host: Any, box: Any) -> None:
+    """Where there is a graphics card, the engines that compute on it, and whose models are to be there, use it."""
+    listing = host.run("nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits")
+    if listing.rc != 0:
+        pytest.skip("no graphics card of NVIDIA answers on this box")
+    using = {line.split(",")[0].strip() for line in listing.stdout.splitlines() if line.strip()}
+    for engine in box.inference.running:
+        for server in box.engine(engine).servers(box) if box.engine(engine).on_graphics else ():
+            if server.lasting and server.model.gpu_layers != 0:
+                group = host.check_output(f"systemctl show -P ControlGroup {server.unit}")
+                members = host.check_output(
+                    f"grep -l ':{group}$' /proc/[0-9]*/cgroup 2>/dev/null | cut -d / -f 3; true"
+                ).split()
+                assert using & set(members), (
+                    f"{server.unit} has no memory of the graphics card: `{server.model.name}` is computed by the "
+                    "processor; set its gpu_layers to 0 if that is wanted"
+                )

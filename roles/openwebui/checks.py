@@ -1,0 +1,89 @@
+"""What must hold of Open WebUI."""
+
+import json
+from typing import Any
+
+
+def test_healthy(host: Any, box: Any) -> None:
+    """The page's own health check passes."""
+    answer = host.run(f"curl --silent --fail {box.openwebui.url}/health")
+    assert json.loads(answer.stdout) == {"status": True}
+
+
+def test_reached_through_the_gateway_only(host: Any) -> None:
+    """The container has no published port, and its network leads nowhere but to the box."""
+    containers = host.check_output("docker ps --quiet --filter label=com.docker.compose.project=openwebui").split()
+    assert containers
+    for container in containers:
+        assert (
+            json.loads(
+                host.check_output(f"docker inspect --format '{{{{json .HostConfig.PortBindings}}}}' {container}")
+            )
+            == {}
+        )
+        networks = json.loads(
+            host.check_output(f"docker inspect --format '{{{{json .NetworkSettings.Networks}}}}' {container}")
+        )
+        for network in networks:
+            assert host.check_output(f"docker network inspect --format '{{{{.Internal}}}}' {network}") == "true"
+
+
+def test_comes_back_after_a_reboot(host: Any) -> None:
+    """Docker starts the container again after a reboot."""
+    containers = host.check_output("docker ps --quiet --filter label=com.docker.compose.project=openwebui").split()
+    assert containers
+    for container in containers:
+        policy = host.run(
+            f"docker inspect --format '{{{{.HostConfig.RestartPolicy.Name}}}}' {container}"
+        ).stdout.strip()
+        assert policy == "unless-stopped"
+
+
+def test_secrets_are_for_root_alone(host: Any) -> None:
+    """Only root can read the file with the secrets."""
+    file = host.file("/opt/boxwright/openwebui/openwebui.env")
+    assert (file.user, file.group, file.mode) == ("root", "root", 0o600)
+
+
+def test_login_page(outside: Any) -> None:
+    """The login page loads from outside."""
+    answer = outside.get("", auth=False)
+    assert answer.status_code == 200
+    assert "Open WebUI" in answer.text
+
+
+def test_sign_up_is_closed(outside: Any) -> None:
+    """Nobody can make an account for himself."""
+    answer = outside.post(
+        "api/v1/auths/signup", auth=False, json={"name": "x", "email": "x@example.org", "password": "not-admitted"}
+    )
+    assert answer.status_code == 403
+
+
+def test_administrator_can_chat(outside: Any, box: Any) -> None:
+    """The administrator signs in, sees the model, and gets an answer through the page's own API."""
+    credentials = {"email": box.openwebui.admin_email, "password": box.openwebui.admin_password.get_secret_value()}
+    signed_in = outside.post("api/v1/auths/signin", auth=False, json=credentials)
+    assert signed_in.status_code == 200
+    assert signed_in.json()["role"] == "admin"
+    headers = {"Authorization": f"Bearer {signed_in.json()['token']}"}
+    models = outside.get("api/models", auth=False, headers=headers).json()["data"]
+    listed = box.engine(box.inference.engine).listed(box.inference.main.name)
+    assert listed in [model["id"] for model in models]
+    question = {
+        "model": listed,
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "max_tokens": 16,
+        "stream": False,
+    }
+    answer = outside.post("api/chat/completions", auth=False, headers=headers, json=question)
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"].strip()
+
+
+def test_wrong_password_is_refused(outside: Any, box: Any) -> None:
+    """A wrong password does not sign in."""
+    answer = outside.post(
+        "api/v1/auths/signin", auth=False, json={"email": box.openwebui.admin_email, "password": "wrong"}
+    )
+    assert answer.status_code == 400

@@ -1,0 +1,59 @@
+"""Fixtures: one full box and one light box for each test process, and a lab for tests that need a box of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kit import LIGHT, Box, Lab, remove_leftovers
+
+# What takes longest comes first, so that of several processes (`pytest -n`, each file in one of them) none waits long
+# for the last one. What takes much away comes last, so that nothing waits for it to be built up again.
+FIRST, LAST = ("test_molecule.py",), ("test_reboot.py", "test_removal.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of the files, after the tests of other folders."""
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    if item.path.parent.name != "integration":
+        return 0
+    name = item.path.name
+    return 1 if name in FIRST else LAST.index(name) + 3 if name in LAST else 2
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Where this session makes its boxes."""
+    remove_leftovers()
+    session = Lab()
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+@pytest.fixture(scope="session")
+def _full(lab: Lab) -> Box:
+    return lab.up("full")
+
+
+@pytest.fixture(scope="session")
+def _light(lab: Lab) -> Box:
+    return lab.up("light", LIGHT)
+
+
+@pytest.fixture
+def full(_full: Box) -> Box:
+    """The shared box with everything, converged. A test that breaks something sets `settled` to False first."""
+    _full.settle()
+    return _full
+
+
+@pytest.fixture
+def light(_light: Box) -> Box:
+    """The shared box without Docker and Open WebUI, converged."""
+    _light.settle()
+    return _light
