@@ -10,7 +10,8 @@ from boxwright.operations.api import Commands, operation
 from boxwright.operations.files import RECORDS
 from boxwright.shell import refuse, script
 
-# One line for each package that was not there before boxwright installed it: its name, and `asked` or `dependency`.
+# One line for each package that was not there before boxwright installed it: its name, and `asked` or `dependency`; or,
+# where it was removed and dpkg keeps its configuration, `removed` and the name with which it went.
 RECORD = f"{RECORDS}/installed-packages"
 
 # What a run that was killed began goes on on the box: two at once would spoil each other's records. No child holds the
@@ -66,11 +67,20 @@ repair() {
 }
 installed() {
     dpkg-query --show --showformat '${db:Status-Abbrev} ${Package}\\n' \\
-        | awk 'substr($1, 2, 1) != "n" { print $2 }' | sort -u
+        | awk '!index("nc", substr($1, 2, 1)) { print $2 }' | sort -u
 }
 forget() {
-    grep -v -x -F -e "$1 asked" -e "$1 dependency" -- "$record" >"$record.new"
+    awk -v name="$1" '$1 != name' "$record" >"$record.new"
     mv -f -- "$record.new" "$record"
+}
+configuration_kept() {
+    dpkg-query --show --showformat '${db:Status-Status}\\n' -- "$1" 2>/dev/null | grep -q -x config-files
+}
+tidy() {
+    if [ ! -s "$record" ]; then
+        rm -f -- "$record" "$(dirname -- "$record")/apt-updated"
+        rmdir -- "$(dirname -- "$record")" 2>/dev/null
+    fi
 }
 """
 
@@ -90,9 +100,11 @@ if ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1 || [ -z "$(find "$stamp" -
 fi
 note() {
     while IFS= read -r name; do
-        grep -q "^$name " "$record" 2>/dev/null || echo "$name $1"
+        grep -q -x -F -e "$name asked" -e "$name dependency" -- "$record" 2>/dev/null || echo "$name $1"
     done >"$record.add"
-    { cat -- "$record" 2>/dev/null; cat -- "$record.add"; } >"$record.new" \\
+    # What was removed is there again.
+    keep='FILENAME == ARGV[1] { again[$1] = 1; next } !($1 in again)'
+    { cat -- "$record" 2>/dev/null | awk "$keep" "$record.add" -; cat -- "$record.add"; } >"$record.new" \\
         && mv -f -- "$record.new" "$record" && rm -f -- "$record.add"
 }
 before=$(mktemp) && after=$(mktemp) || exit 1
@@ -185,11 +197,21 @@ staying() {
         esac
     done
 }
+# A package that is removed: whoever asks for a purge later means its configuration too.
+gone() {
+    forget "$1"
+    if configuration_kept "$1"; then echo "$1 removed $2" >>"$record"; fi
+}
+first=$1
 names=
 there=$(installed)
 for name; do
     # Gone by another way since it was noted, such as for a package that excludes it; apt may not even know it any more.
-    if echo "$there" | grep -q -x -F -e "$name"; then names="$names $name"; else forget "$name"; fi
+    if echo "$there" | grep -q -x -F -e "$name" || configuration_kept "$name"; then
+        names="$names $name"
+    else
+        forget "$name"
+    fi
 done
 left=$names
 # Mostly nothing else needs any of them: one call of apt is much faster than one for each.
@@ -197,7 +219,7 @@ if [ -n "$names" ]; then
     would=$(going $names)
     if [ -z "$(echo "$would" | foreign)$(echo "$would" | staying)" ]; then
         apt $purge remove -- $names || exit 1
-        for name in $names; do forget "$name"; done
+        for name in $names; do gone "$name" "$name"; done
         left=
     fi
 fi
@@ -216,7 +238,7 @@ for name in $left; do
         continue
     fi
     apt $purge remove -- "$name" || exit 1
-    forget "$name"
+    gone "$name" "$name"
 done
 # Of what came along only what nothing needs any more. That another package merely suggests it is no need: so python3
 # would keep python3-venv's parts for ever.
@@ -229,12 +251,25 @@ while :; do
     done
     [ -n "$mine" ] || break
     apt $purge remove -- $mine || exit 1
-    for name in $mine; do forget "$name"; done
+    for name in $mine; do gone "$name" "$first"; done
 done
-if [ ! -s "$record" ]; then
-    rm -f -- "$record" "$(dirname -- "$record")/apt-updated"
-    rmdir -- "$(dirname -- "$record")" 2>/dev/null
+tidy
+exit 0
+"""
+
+# $1 record, then names of packages that were removed. One that is there again, or purged by now, is no longer ours.
+_PURGE = """
+record=$1
+shift
+names=
+for name; do
+    if configuration_kept "$name"; then names="$names $name"; else forget "$name"; fi
+done
+if [ -n "$names" ]; then
+    apt purge -- $names || exit 1
+    for name in $names; do forget "$name"; done
 fi
+tidy
 exit 0
 """
 
@@ -243,7 +278,8 @@ exit 0
 def packages_absent(names: Sequence[str], purge: bool = False) -> Commands:
     """Those of the packages `names` that boxwright installed are removed, with what they brought and nothing needs.
 
-    Packages that were there before, or that something else needs by now, stay. `purge` removes their configuration too.
+    Packages that were there before, or that something else needs by now, stay. `purge` removes their configuration too,
+    also of those that an earlier run removed without it.
     """
     wanted = _names(names)
     found = host.get_fact(Packages, packages=wanted, record=RECORD)
@@ -259,3 +295,7 @@ def packages_absent(names: Sequence[str], purge: bool = False) -> Commands:
         yield script(APT + "repair")
     if ours:
         yield script(APT + _REMOVE, RECORD, "--purge" if purge else "", *ours)
+    if purge:
+        kept = [name for name, why in found.recorded if why.startswith("removed ") and why.split()[1] in wanted]
+        if kept:
+            yield script(APT + _PURGE, RECORD, *kept)

@@ -51,6 +51,26 @@ class TestPackages:
         assert self.absent(machine).changed == [False]
         assert "No such file" in machine.sh("ls /var/lib/boxwright")
 
+    def test_configuration_that_a_removal_kept_goes_with_a_later_purge(self, machine):
+        """Of the package and of what came along, also when it was installed and removed twice."""
+
+        def purge(*names):
+            return machine.run(lambda: apt.packages_absent(names, purge=True)).changed
+
+        before = machine.sh("dpkg-query --show --showformat '${Package} ${Status}\\n'")
+        # cron brings cron-daemon-common, and both have files in /etc.
+        for _ in range(2):
+            assert self.present(machine, ["cron"]).changed == [True]
+            assert self.absent(machine, ["cron"]).changed == [True]
+            assert installed(machine, "cron", "cron-daemon-common") == set()
+        assert machine.sh("ls /etc/crontab /etc/default/cron") == "/etc/crontab\n/etc/default/cron\n"
+        assert self.absent(machine, ["cron"]).changed == [False]
+        assert purge("tree") == [False], "it is another package's"
+        assert purge("cron") == [True]
+        assert purge("cron") == [False]
+        assert machine.sh("dpkg-query --show --showformat '${Package} ${Status}\\n'") == before
+        assert "No such file" in machine.sh("ls /var/lib/boxwright")
+
     def test_what_was_there_before_stays(self, machine):
         assert self.present(machine, ["curl"]).changed == [False]
         assert self.absent(machine, ["curl"]).changed == [False]
