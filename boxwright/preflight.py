@@ -37,7 +37,6 @@ class Machine:
     `listeners` maps a TCP port to the names of the processes that listen on it; `files` are those that were asked for
     and exist. `graphics_memory` is that of all graphics cards of NVIDIA together, 0 where no driver tells;
     `nvidia_cards` are the PCI addresses of these cards, with or without a driver.
-    and exist. `graphics_memory` is that of all graphics cards of NVIDIA together, 0 where no driver tells.
     `codename` is what package repositories call the release (`noble`). `container` says that the clock is that of the
     machine below; `clock_offset` are the seconds by which the clock is ahead of the control machine's (negative: is
     behind it), known to a second or two; `time_service` is the unit that keeps the clock, empty when none does.
