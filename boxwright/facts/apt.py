@@ -15,8 +15,8 @@ class PackageState:
     """`installed` are those of the asked packages that are; `broken` is every package left in the middle of something.
 
     `interrupted` means that dpkg itself was killed while it wrote its database. `recorded` are the packages that
-    boxwright installed, each with `asked` or `dependency`, or with `removed NAME` when it went with the package NAME and
-    its configuration is still there.
+    boxwright installed, each with `asked` or `dependency`, or with `removed NAME` when it went with the package NAME
+    and its configuration is still there.
     """
 
     installed: frozenset[str]
