@@ -290,7 +290,7 @@ def packages_absent(names: Sequence[str], purge: bool = False) -> Commands:
     ours = [name for name in wanted if recorded.get(name) == "asked"]
     if "asked" not in recorded.values():
         # What came along with another package goes with that; a run that was killed may have left it.
-        ours = [name for name in wanted if name in recorded]
+        ours = [name for name in wanted if recorded.get(name) == "dependency"]
     if ours and (found.broken or found.interrupted):
         yield script(APT + "repair")
     if ours:
