@@ -3,26 +3,32 @@
 
 Run it on an idle machine: `.venv/bin/python bench/gateway.py > bench/gateway.md`. Everything runs on loopback: an
 engine that answers at once, and each server with the very configuration that the role writes, apart from paths and
-ports. It needs the custom Caddy (`boxwright caddy build`); nginx is measured where it is installed. About two minutes.
+ports. It needs the custom Caddy (`boxwright caddy build`); nginx is measured where it is installed. About 3 minutes.
+
+Times are taken in turns, a few streams by each way and then again, so that what else the machine does touches all ways
+alike. Each client is a process with a blocking socket: asyncio's TLS alone takes longer than a gateway does.
 """
 
 import asyncio
 import contextlib
 import itertools
+import multiprocessing
 import os
 import random
 import re
 import resource
 import secrets
 import shutil
+import socket
 import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +44,10 @@ from roles.registry import Box  # noqa: E402
 
 TOKEN = "bench-token-0123456789abcdef"  # noqa: S105 -- of this measurement alone
 PASSWORD = "bench-password"  # noqa: S105
-ENGINE, RELAY, DOOR, METRICS = 19081, 19082, 19443, 19180
+# Each server has two more ports: that of its door, and that of its metrics.
+ENGINE, RELAY, ENGINE_TLS, DOORS = 19081, 19082, 19083, 19443
 EVENTS, PAUSE = 25, 0.02
+CLIENTS, ROUNDS, STREAMS = 10, 5, 5
 MODEL = {"name": "local-llm", "url": "https://models.example/tiny.gguf", "sha256": "ab" * 32, "size": 1000}
 
 
@@ -100,10 +108,13 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
 
 
-async def serve() -> None:
-    """Engine and relay, until killed."""
+async def serve(folder: Path) -> None:
+    """Engine, with TLS and without, and relay, until killed. The certificate lies in `folder`."""
+    encrypted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    encrypted.load_cert_chain(*certificate(folder))
     servers = [
         await asyncio.start_server(engine, "127.0.0.1", ENGINE, backlog=4096),
+        await asyncio.start_server(engine, "127.0.0.1", ENGINE_TLS, backlog=4096, ssl=encrypted),
         await asyncio.start_server(relay, "127.0.0.1", RELAY, backlog=4096),
     ]
     await asyncio.gather(*(server.serve_forever() for server in servers))
@@ -124,42 +135,32 @@ async def connect(way: Way) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
     return await asyncio.open_connection("127.0.0.1", way.port, ssl=trust() if way.tls else None)
 
 
-async def stream(way: Way, times: int) -> AsyncIterator[tuple[float, list[float]]]:
-    """One client that asks `times` times on one connection: seconds to the first event, and between events."""
-    reader, writer = await connect(way)
-    for _ in range(times):
-        # Clients do not ask in step with each other.
-        await asyncio.sleep(random.uniform(0, EVENTS * PAUSE))  # noqa: S311 -- no secret
-        begun = time.perf_counter()
-        writer.write(request("/v1/completions"))
-        arrived: list[float] = []
-        status = await reader.readline()
-        assert b" 200 " in status, status  # noqa: S101
-        while True:
-            line = await reader.readline()
-            if line.startswith(b"data: "):
-                arrived.append(time.perf_counter())
-            elif line == b"0\r\n":
-                await reader.readline()
-                break
-        yield arrived[0] - begun, [after - before for before, after in itertools.pairwise(arrived)]
-    writer.close()
-
-
-async def streams(way: Way, clients: int = 10, times: int = 12) -> tuple[list[float], list[float]]:
-    """Milliseconds to the first event and between events, of `clients` at the same time."""
+def stream(way: Way, times: int) -> tuple[list[float], list[float]]:
+    """One client that asks `times` times on one connection: milliseconds to the first event, and between events."""
     first: list[float] = []
     between: list[float] = []
-
-    async def one() -> None:
-        number = 0
-        async for begin, gaps in stream(way, times):
-            number += 1
-            if number > 2:  # the first of each connection opens another one behind the gateway
-                first.append(begin * 1000)
-                between.extend(gap * 1000 for gap in gaps)
-
-    await asyncio.gather(*(one() for _ in range(clients)))
+    with socket.create_connection(("127.0.0.1", way.port)) as plain:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = trust().wrap_socket(plain, server_hostname="localhost") if way.tls else plain
+        answer = connection.makefile("rb")
+        for number in range(times):
+            # Clients do not ask in step with each other.
+            time.sleep(random.uniform(0, EVENTS * PAUSE))  # noqa: S311 -- no secret
+            begun = time.perf_counter()
+            connection.sendall(request("/v1/completions"))
+            arrived: list[float] = []
+            status = answer.readline()
+            assert b" 200 " in status, status  # noqa: S101
+            while (line := answer.readline()) != b"0\r\n":
+                if line.startswith(b"data: "):
+                    arrived.append(time.perf_counter())
+            answer.readline()
+            if number > 1:  # the first of each connection opens another one behind the gateway
+                first.append((arrived[0] - begun) * 1000)
+                between += [(after - before) * 1000 for before, after in itertools.pairwise(arrived)]
+        # One that is closed without notice could leave a TLS server with words to say.
+        answer.close()
+        connection.close()
     return first, between
 
 
@@ -217,14 +218,15 @@ async def rate(way: Way, auth: Callable[[], str], status: bytes, batch: int, sec
 # The servers
 
 
-def box(server: str) -> Box:
+def box(server: str, door: int, exact: bool = False) -> Box:
     """The settings of a box whose engine is ours, with room for a thousand streams."""
     variables: dict[str, Any] = {
         "gateway_server": server,
         "gateway_names": ["localhost"],
-        "gateway_port": DOOR,
-        "gateway_metrics_port": METRICS,
+        "gateway_port": door,
+        "gateway_metrics_port": door + 1,
         "gateway_in_flight": 2000,
+        "gateway_exact_limits": exact,
         "gateway_tokens": {"bench": TOKEN},
         "gateway_password": PASSWORD,
         "llamacpp_port": ENGINE,
@@ -235,9 +237,18 @@ def box(server: str) -> Box:
     return parse_box(Box, "bench", (), variables, None, None)
 
 
-def start_caddy(folder: Path) -> subprocess.Popen[bytes]:
-    """Caddy with the role's configuration, its files in `folder`."""
-    text = caddy.caddyfile(box("caddy"))
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A new certificate and its key, of the kind that Caddy makes."""
+    chain, key = folder / "bench.crt", folder / "bench.key"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+    command = ["openssl", "req", "-x509", *kind, "-keyout", str(key), "-out", str(chain)]
+    subprocess.run(command, check=True, capture_output=True)
+    return chain, key
+
+
+def start_caddy(folder: Path, door: int, exact: bool = False) -> subprocess.Popen[bytes]:
+    """Caddy with the role's configuration, its files in `folder`; with `exact` counting by our own module."""
+    text = caddy.caddyfile(box("caddy", door, exact))
     for path in ("/run/caddy", "/var/lib/caddy", "/var/log/caddy", "/etc/boxwright/caddy"):
         (folder / path.strip("/")).mkdir(parents=True)
         text = text.replace(path, f"{folder}{path}")
@@ -253,19 +264,22 @@ def start_caddy(folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def start_nginx(folder: Path) -> subprocess.Popen[bytes]:
+def start_exact(folder: Path, door: int) -> subprocess.Popen[bytes]:
+    """Caddy with `gateway_exact_limits`."""
+    return start_caddy(folder, door, exact=True)
+
+
+def start_nginx(folder: Path, door: int) -> subprocess.Popen[bytes]:
     """nginx with the role's configuration, its files in `folder`."""
-    settings = box("nginx")
+    settings = box("nginx", door)
     text = nginx.configuration(settings)
     for path in ("/run/nginx", nginx.STATE, nginx.LOGS, nginx.FOLDER):
         (folder / path.strip("/")).mkdir(parents=True)
         text = text.replace(path, f"{folder}{path}")
     for path, content in nginx.secret_files(settings).items():
         (folder / path.strip("/")).write_text(content)
-    made = ["-keyout", f"{folder}{nginx.CERTIFICATE_KEY}", "-out", f"{folder}{nginx.CERTIFICATE}"]
-    # The kind of key that Caddy makes.
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
-    subprocess.run(["openssl", "req", "-x509", *kind, *made], check=True, capture_output=True)
+    for made, wanted in zip(certificate(folder), (nginx.CERTIFICATE, nginx.CERTIFICATE_KEY), strict=True):
+        made.replace(folder / wanted.strip("/"))
     config = folder / "nginx.conf"
     config.write_text(("user root;\n" if os.geteuid() == 0 else "") + text)
     with (folder / "nginx.log").open("wb") as log:
@@ -285,7 +299,7 @@ async def ready(port: int) -> None:
     sys.exit(f"nothing listens on port {port}")
 
 
-SERVERS: dict[str, Callable[[Path], subprocess.Popen[bytes]]] = {"Caddy": start_caddy}
+SERVERS: dict[str, Callable[[Path, int], subprocess.Popen[bytes]]] = {"Caddy": start_caddy, "Caddy, exact": start_exact}
 if shutil.which("nginx"):
     SERVERS["nginx"] = start_nginx
 
@@ -295,69 +309,98 @@ def percentiles(values: list[float]) -> tuple[float, float]:
     return statistics.median(values), statistics.quantiles(values, n=100)[98]
 
 
-async def measured(way: Way) -> tuple[list[float], list[float]]:
-    """`streams`, after a short warm-up."""
-    await streams(way, times=3)
-    return await streams(way)
+def joined(lists: list[list[Any]]) -> list[Any]:
+    """One list of several."""
+    return list(itertools.chain.from_iterable(lists))
 
 
-async def with_server(name: str, folder: Path, use: Callable[[Way], Awaitable[None]]) -> None:
-    """Start a server, use it, stop it."""
-    process = SERVERS[name](folder)
-    try:
-        await ready(DOOR)
-        await use(Way(name, DOOR, True, process.pid))
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+@dataclass
+class Times:
+    """What was measured by one way, in milliseconds: to the first event in each round, and between events."""
 
+    way: Way
+    first: list[list[float]] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
 
-async def compare() -> None:
-    """Measure everything and print it."""
-    await ready(RELAY)
-    times: list[tuple[str, list[float], list[float]]] = []
-    held: list[str] = []
-    rates: list[str] = []
-    for way in (Way("direct", ENGINE, False), Way("plain relay", RELAY, False)):
-        times.append((way.name, *await measured(way)))
-
-    async def use(way: Way) -> None:
-        times.append((f"{way.name}, TLS", *await measured(way)))
-        before, after = await idle(way)
-        held.append(f"| {way.name} | {before:.0f} | {after:.0f} |")
-        for what, auth, status in (
-            ("bearer, wrong", "Bearer wrong-wrong-wrong-wrong", b" 401"),
-            ("no credentials", "", b" 401"),
-            ("basic, the same wrong one", basic("wrong"), b" 401"),
-            ("basic, always another wrong one", "", b" 401"),
-            ("basic, right (path not offered)", basic(PASSWORD), b" 404"),
-        ):
-            other = what.endswith("another wrong one")
-            # Where each password is hashed, a batch would take minutes.
-            batch = 1 if other or (auth.startswith("Basic") and way.name == "nginx") else 20
-            given = (lambda: basic(secrets.token_hex(8))) if other else (lambda auth=auth: auth)
-            found = await rate(way, given, status, batch)
-            rates.append(f"| {way.name} | {what} | {found:.0f} |")
-
-    with tempfile.TemporaryDirectory(prefix="boxwright-bench-") as folder:
-        for name in SERVERS:
-            place = Path(folder) / name
-            place.mkdir()
-            await with_server(name, place, use)
-    base_first, base_gap = percentiles(times[0][1]), percentiles(times[0][2])
-    print(f"{machine()}\n\n{len(times[0][1])} streams each, 10 at a time, an event every {PAUSE * 1000:.0f} ms.\n")
-    print("| way | first event p50 (ms) | added | p99 | added | between events p50 (ms) | p99 | added |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for label, first, gaps in times:
-        (a, b), (c, d) = percentiles(first), percentiles(gaps)
-        print(
-            f"| {label} | {a:.2f} | {a - base_first[0]:+.2f} | {b:.2f} | {b - base_first[1]:+.2f} "
-            f"| {c:.2f} | {d:.2f} | {d - base_gap[1]:+.2f} |"
+    def row(self, base: "Times") -> str:
+        """A line of the table: what this way adds to `base`; to the median also in the best and the worst round."""
+        (a, b), (c, d) = percentiles(joined(self.first)), percentiles(self.between)
+        (e, f), (_, h) = percentiles(joined(base.first)), percentiles(base.between)
+        medians = [[statistics.median(each) for each in times.first] for times in (self, base)]
+        added = [own - other for own, other in zip(*medians, strict=True)]
+        return (
+            f"| {self.way.name} | {a:.2f} | {a - e:+.2f} | {min(added):+.2f} to {max(added):+.2f} "
+            f"| {b:.2f} | {b - f:+.2f} | {c:.2f} | {d:.2f} | {d - h:+.2f} |"
         )
+
+
+async def measured(ways: list[Way], pool: ProcessPoolExecutor) -> list[Times]:
+    """`ROUNDS` rounds by all `ways`, each with `CLIENTS` at the same time, after one that does not count."""
+    found = [Times(way) for way in ways]
+    loop = asyncio.get_running_loop()
+    for number in range(ROUNDS + 1):
+        for times in found:
+            asked = (loop.run_in_executor(pool, stream, times.way, STREAMS) for _ in range(CLIENTS))
+            got = await asyncio.gather(*asked)
+            if number:
+                times.first.append([each for first, _ in got for each in first])
+                times.between += [each for _, between in got for each in between]
+    return found
+
+
+async def credentials(way: Way) -> list[str]:
+    """How many answers a second `way` gives to right and wrong credentials, as lines of a table."""
+    rates = []
+    for what, auth, status in (
+        ("bearer, wrong", "Bearer wrong-wrong-wrong-wrong", b" 401"),
+        ("no credentials", "", b" 401"),
+        ("basic, the same wrong one", basic("wrong"), b" 401"),
+        ("basic, always another wrong one", "", b" 401"),
+        ("basic, right (path not offered)", basic(PASSWORD), b" 404"),
+    ):
+        other = what.endswith("another wrong one")
+        # Where each password is hashed, a batch would take minutes.
+        batch = 1 if other or (auth.startswith("Basic") and way.name == "nginx") else 20
+        given = (lambda: basic(secrets.token_hex(8))) if other else (lambda auth=auth: auth)
+        found = await rate(way, given, status, batch)
+        rates.append(f"| {way.name} | {what} | {found:.0f} |")
+    return rates
+
+
+async def compare(pool: ProcessPoolExecutor) -> None:
+    """Measure everything and print it."""
+    for port in (ENGINE, ENGINE_TLS, RELAY):
+        await ready(port)
+    ways = [Way("direct", ENGINE, False), Way("direct, TLS", ENGINE_TLS, True), Way("plain relay", RELAY, False)]
+    held: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="boxwright-bench-") as folder, contextlib.ExitStack() as running:
+        for number, (name, start) in enumerate(SERVERS.items()):
+            place = Path(folder) / name.replace(", ", "-")
+            place.mkdir()
+            door = DOORS + 2 * number
+            process = start(place, door)
+            running.callback(process.wait, timeout=60)
+            running.callback(process.terminate)
+            await ready(door)
+            ways.append(Way(name, door, True, process.pid))
+        times = await measured(ways, pool)
+        servers = [way for way in ways if way.pid]
+        for way in servers:
+            before, after = await idle(way)
+            held.append(f"| {way.name} | {before:.0f} | {after:.0f} |")
+        rates = [await credentials(way) for way in servers if way.name != "Caddy, exact"]
+    print(f"{machine()}\n")
+    print(
+        f"{len(joined(times[0].first))} streams each, {CLIENTS} at a time, an event every {PAUSE * 1000:.0f} ms, in "
+        f"{ROUNDS} rounds that take turns. Both servers speak TLS; *exact* is `gateway_exact_limits`.\n"
+    )
+    print("| way | first event p50 (ms) | added | in one round | p99 | added | between events p50 (ms) | p99 | added |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("\n".join(each.row(times[0]) for each in times))
     print("\n| server | resident MiB at rest | with 1,000 silent streams |\n| --- | ---: | ---: |")
     print("\n".join(held))
     print("\n| server | credentials | answers a second |\n| --- | --- | ---: |")
-    print("\n".join(rates))
+    print("\n".join(joined(rates)))
 
 
 def basic(password: str) -> str:
@@ -369,20 +412,24 @@ def basic(password: str) -> str:
 
 def main() -> None:
     """Run the servers in a process of their own, and measure."""
-    if sys.argv[1:] == ["serve"]:
+    if sys.argv[1:2] == ["serve"]:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve())
+            asyncio.run(serve(Path(sys.argv[2])))
         return
     if not caddy_build.available(caddy_build.own_architecture()):
         sys.exit("build the custom Caddy first: boxwright caddy build")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, hard), hard))
-    servers = subprocess.Popen([sys.executable, __file__, "serve"])
-    try:
-        asyncio.run(compare())
-    finally:
-        servers.terminate()
-        servers.wait(timeout=30)
+    with (
+        tempfile.TemporaryDirectory(prefix="boxwright-bench-") as folder,
+        ProcessPoolExecutor(CLIENTS, multiprocessing.get_context("spawn")) as pool,
+    ):
+        servers = subprocess.Popen([sys.executable, __file__, "serve", folder])
+        try:
+            asyncio.run(compare(pool))
+        finally:
+            servers.terminate()
+            servers.wait(timeout=30)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The custom Caddy: Caddy with limits per client and ACME by DNS, built on the control machine from pinned sources.
+"""The custom Caddy: with limits per client, exact ones and ACME by DNS, built on the control machine.
 
-What is built is said by main.go, go.mod and go.sum in this folder. With the Go version, the flags below and no C
-compiler, Go makes the same bytes from them on every machine, so the program is pinned by its checksum like a download.
-This module says what the program is and where it lies, and imports nothing heavy; builder.py makes it.
+What is built is said by main.go, slots/, go.mod and go.sum in this folder. With the Go version, the flags below and no
+C compiler, Go makes the same bytes from them on every machine, so the program is pinned by its checksum like a
+download. This module says what the program is and where it lies, and imports nothing heavy; builder.py makes it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from boxwright.paths import cache_dir
 
 State = Literal["ready", "missing", "damaged"]
 
-#: main.go, go.mod and go.sum.
+#: main.go, slots/, go.mod and go.sum.
 SOURCE = Path(__file__).parent
 GO_VERSION = "1.27.3"
-#: SPDX expression of what is linked in: Caddy, its rate limit and its DNS module are all under Apache-2.0.
+#: SPDX expression of what is linked in: Caddy, its rate limit, its DNS module and our own are all under Apache-2.0.
 LICENCE = "Apache-2.0"
 #: The modules that the stock program lacks, by the names of `caddy list-modules`, and the Go modules that have them.
 MODULES: Mapping[str, str] = {
     "http.handlers.rate_limit": "github.com/mholt/caddy-ratelimit",
     "dns.providers.cloudflare": "github.com/caddy-dns/cloudflare",
 }
+#: Those of our own, whose source is the folder slots here.
+OWN_MODULES = ("http.handlers.slots", "http.reverse_proxy.selection_policies.slots")
 CADDY = "github.com/caddyserver/caddy/v2"
 #: No paths, no symbols, no build id and no repository's state in the program: all would differ between machines.
 FLAGS = ("-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=")
@@ -38,8 +40,8 @@ TARGETS: Mapping[str, Mapping[str, str]] = {
 }
 #: SHA-256 of the built program; docs/custom-caddy.md says how to get new ones when anything here or in go.mod changes.
 SHA256: Mapping[str, str] = {
-    "x86_64": "e0ef90e187e3a3b4ee93d4fc1fe704671a371eb768f2ee8ed572bf513467f4f2",
-    "aarch64": "f0bf3a6c63571cf0c799f8eb9a0268c8ed03c91d4ee8b298fa9fba7b2049cc07",
+    "x86_64": "53482b6f8047230db1c1acfdbb8f8d3855aff7417224a58305b2708beb87aefa",
+    "aarch64": "e40daee629c3bad613541371714891e5bdde56de77baaf69d4b993da657b3818",
 }
 
 
@@ -55,15 +57,21 @@ def versions(go_mod: str) -> dict[str, str]:
 
 
 def pinned() -> dict[str, str]:
-    """The Go modules that main.go imports, with their versions ("v2.11.7"), as go.mod has them."""
+    """The Go modules that our sources import, with their versions ("v2.11.7"), as go.mod has them."""
     return versions((SOURCE / "go.mod").read_text(encoding="utf-8"))
+
+
+def sources() -> list[Path]:
+    """The files that decide the program's bytes, tests not among them, in an order that is always the same."""
+    code = (path for path in SOURCE.rglob("*.go") if not path.name.endswith("_test.go"))
+    return [SOURCE / "go.mod", SOURCE / "go.sum", *sorted(code)]
 
 
 def key() -> str:
     """Digest (16 hexadecimal digits) of all that decides the program's bytes: sources, Go's version, flags, targets."""
     digest = hashlib.sha256(repr((GO_VERSION, FLAGS, {name: dict(TARGETS[name]) for name in TARGETS})).encode())
-    for name in ("main.go", "go.mod", "go.sum"):
-        digest.update(hashlib.sha256((SOURCE / name).read_bytes()).digest())
+    for path in sources():
+        digest.update(path.relative_to(SOURCE).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

@@ -103,7 +103,7 @@ def go_environment(arch: str, folder: Path, modules: Mapping[str, str]) -> dict[
 def missing_modules(listed: str) -> list[str]:
     """The modules that the output of `caddy list-modules` should name and does not."""
     names = {line.split()[0] for line in listed.splitlines() if line.split()}
-    return [name for name in caddy_build.MODULES if name not in names]
+    return [name for name in (*caddy_build.MODULES, *caddy_build.OWN_MODULES) if name not in names]
 
 
 def build(arch: str, progress: Progress) -> Path:
@@ -234,7 +234,7 @@ def _checked(made: Path, arch: str) -> str:
             Problem(
                 "BW324",
                 f"the Caddy built for {arch} is not the pinned one: its SHA-256 is {found}, {wanted} was expected",
-                help="run the command again, which now starts anew; if go.mod or main.go was changed on purpose,\n"
+                help="run the command again, which now starts anew; if a source was changed on purpose,\n"
                 "write the new checksum into SHA256 in boxwright/caddy_build/__init__.py",
             )
         )
@@ -246,7 +246,7 @@ def _checked(made: Path, arch: str) -> str:
         raise Failed(_wrong(f"it says that it is {told}, not {version}"))
     if missing := missing_modules(_output(made, "list-modules")):
         raise Failed(_wrong(f"it lacks {', '.join(missing)}"))
-    return f"checksum as pinned, {version}, {' and '.join(caddy_build.MODULES)}"
+    return f"checksum as pinned, {version}, all {len(caddy_build.MODULES) + len(caddy_build.OWN_MODULES)} modules"
 
 
 def _output(program: Path, argument: str) -> str:
@@ -261,7 +261,7 @@ def _wrong(what: str) -> Problem:
     return Problem(
         "BW324",
         f"the Caddy that was built is not usable: {what}",
-        help="boxwright/caddy_build/main.go and go.mod say what belongs into it",
+        help="boxwright/caddy_build/main.go, slots and go.mod say what belongs into it",
     )
 
 

@@ -11,7 +11,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 
 @click.group(name="caddy")
 def caddy() -> None:
-    """The Caddy with limits per client and ACME by DNS."""
+    """The Caddy with limits per client, exact ones and ACME by DNS."""
 
 
 @caddy.command()
@@ -54,7 +54,10 @@ def info(as_json: bool) -> None:
         "caddy": versions[caddy_build.CADDY],
         "go": caddy_build.GO_VERSION,
         "licence": caddy_build.LICENCE,
-        "modules": {name: f"{module} {versions[module]}" for name, module in caddy_build.MODULES.items()},
+        "modules": {
+            **{name: f"{module} {versions[module]}" for name, module in caddy_build.MODULES.items()},
+            **dict.fromkeys(caddy_build.OWN_MODULES, "boxwright's own"),
+        },
         "programs": {
             arch: {
                 "state": caddy_build.state(arch),

@@ -50,10 +50,21 @@ WORDS = {
 }
 
 
-def custom(box: Box) -> bool:
-    """Whether the box needs modules that the stock Caddy does not have."""
+def needs_custom(box: Box) -> str:
+    """The setting that needs modules which the stock Caddy does not have, as it would be written; empty without one."""
     gateway = box.gateway
-    return gateway.limited or (gateway.tls == "acme" and gateway.acme_challenge == "dns-cloudflare")
+    if gateway.requests:
+        return "gateway_requests"
+    if gateway.requests_of_all:
+        return "gateway_requests_of_all"
+    if gateway.tls == "acme" and gateway.acme_challenge == "dns-cloudflare":
+        return "gateway_acme_challenge: dns-cloudflare"
+    return "gateway_exact_limits" if gateway.exact_limits else ""
+
+
+def custom(box: Box) -> bool:
+    """Whether the box runs the custom program, with all of its modules."""
+    return bool(needs_custom(box))
 
 
 def environment() -> str:
@@ -124,6 +135,8 @@ def caddyfile(box: Box) -> str:
         "requests_of_all": gateway.requests_of_all,
         "window": gateway.window,
         "wait": gateway.patience,
+        # Counted in one step by our own module, where it is there.
+        "slots": custom(box),
         "routes": found,
         "errors": shown,
         "gone": next(error.body for error in shown if error.caught == 502),
@@ -222,11 +235,12 @@ def service(box: Box) -> Service:
 def fits(box: Box, machine: Machine) -> Iterable[Problem]:
     """Refuses when the custom program is needed and was not built for the machine's processor."""
     if custom(box) and not caddy_build.available(machine.architecture):
-        needs = "`gateway_requests`" if box.gateway.limited else "`gateway_acme_challenge: dns-cloudflare`"
+        needs = needs_custom(box)
         yield Problem(
             code="BW115",
-            variable="gateway_requests" if box.gateway.limited else "gateway_acme_challenge",
-            message=f"{needs} needs the custom Caddy for {machine.architecture}, which this machine has not built yet",
+            variable=needs.partition(":")[0],
+            message=f"`{needs}` needs the custom Caddy for {machine.architecture}, "
+            "which this machine has not built yet",
             help=f"boxwright caddy build --arch {machine.architecture}    (some minutes, once)",
         )
 

@@ -213,6 +213,11 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
         description="Milliseconds that a further request waits for its turn before it is refused with status 429. "
         "Unset it is 250, and 0 with nginx, which refuses at once.",
     )
+    exact_limits: bool = Field(
+        False,
+        description="Count requests in flight exactly, and let them wait in the order in which they came, also in a "
+        "burst. Needs the custom Caddy; with one that is needed anyway, and with nginx, it is always so.",
+    )
     max_body: ByteSize = Field(
         ByteSize(32 * 1024**2), description="Largest request to an engine; what is larger is refused with status 413."
     )
@@ -492,11 +497,6 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
         if self.hsts is not None:
             return self.hsts
         return 0 if self.tls == "internal" else 31536000
-
-    @property
-    def limited(self) -> bool:
-        """Whether requests in a window are counted."""
-        return bool(self.requests or self.requests_of_all)
 
     @property
     def access_log(self) -> str:

@@ -11,6 +11,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,9 @@ OTHER = next(arch for arch in caddy_build.TARGETS if arch != ARCH)
 PROGRAM = """#!/bin/sh
 case "$1" in
   version) echo "v2.11.7 h1:abc=";;
-  list-modules) printf 'admin.api.load\\nhttp.handlers.rate_limit\\ndns.providers.cloudflare\\n\\n';;
+  list-modules)
+    printf 'admin.api.load\\nhttp.handlers.rate_limit\\ndns.providers.cloudflare\\n\\n'
+    printf 'http.handlers.slots\\nhttp.reverse_proxy.selection_policies.slots\\n';;
 esac
 """
 
@@ -129,15 +132,16 @@ def test_the_pins_are_complete() -> None:
     assert len(set(digests)) == 4
 
 
-def test_go_mod_pins_what_main_go_imports() -> None:
+def test_go_mod_pins_what_the_sources_import() -> None:
     versions = caddy_build.pinned()
     assert versions == {
         "github.com/caddy-dns/cloudflare": "v0.2.4",
         "github.com/caddyserver/caddy/v2": "v2.11.7",
         "github.com/mholt/caddy-ratelimit": "v0.1.0",
+        "github.com/prometheus/client_golang": "v1.24.1",
     }
-    main = (caddy_build.SOURCE / "main.go").read_text()
-    assert all(f'"{module}' in main for module in versions)
+    code = "".join(path.read_text() for path in caddy_build.sources())
+    assert all(f'"{module}' in code for module in versions)
     sums = (caddy_build.SOURCE / "go.sum").read_text().splitlines()
     assert all(any(line.startswith(f"{module} {version} h1:") for line in sums) for module, version in versions.items())
 
@@ -156,12 +160,15 @@ def test_the_place_follows_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(caddy_build, "GO_VERSION", "1.0.0")
     other_go = caddy_build.binary("x86_64")
     monkeypatch.undo()
-    for name in ("main.go", "go.mod", "go.sum"):
-        (tmp_path / name).write_bytes((caddy_build.SOURCE / name).read_bytes())
-    monkeypatch.setattr(caddy_build, "SOURCE", tmp_path)
-    assert caddy_build.binary("x86_64") == before
-    (tmp_path / "go.sum").write_text("")
-    assert len({before, other_go, caddy_build.binary("x86_64")}) == 3
+    shutil.copytree(caddy_build.SOURCE, tmp_path / "copy")
+    monkeypatch.setattr(caddy_build, "SOURCE", tmp_path / "copy")
+    (tmp_path / "copy" / "slots" / "more_test.go").write_text("package slots\n")
+    assert caddy_build.binary("x86_64") == before  # tests are not in the program
+    places = {before, other_go}
+    for number, name in enumerate(("go.sum", "go.mod", "main.go", "slots/slots.go", "slots/more.go"), 3):
+        (tmp_path / "copy" / name).write_text("")
+        places.add(caddy_build.binary("x86_64"))
+        assert len(places) == number, name
 
 
 def test_the_sources_belong_to_the_package(tmp_path: Path) -> None:
@@ -169,17 +176,15 @@ def test_the_sources_belong_to_the_package(tmp_path: Path) -> None:
     root = caddy_build.SOURCE.parents[1]
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (tmp_path / name).write_bytes((root / name).read_bytes())
-    package = tmp_path / "boxwright" / "caddy_build"
-    package.mkdir(parents=True)
-    (package.parent / "__init__.py").touch()
-    for path in caddy_build.SOURCE.iterdir():
-        if path.is_file():
-            (package / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(caddy_build.SOURCE, tmp_path / "boxwright" / "caddy_build")
+    (tmp_path / "boxwright" / "__init__.py").touch()
     script = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
     out = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     with zipfile.ZipFile(tmp_path / out.stdout.splitlines()[-1]) as archive:
-        names = {name.rpartition("/")[2] for name in archive.namelist() if "/caddy_build/" in name}
-    assert names >= {"main.go", "go.mod", "go.sum", "__init__.py", "builder.py"}
+        names = {name.partition("/caddy_build/")[2] for name in archive.namelist()}
+    assert names >= {"__init__.py", "builder.py"}
+    assert names >= {path.relative_to(caddy_build.SOURCE).as_posix() for path in caddy_build.sources()}
+    assert names >= {"main.go", "go.mod", "go.sum", "slots/slots.go", "slots/desk.go", "slots/metrics.go"}
 
 
 # Where modules come from, and what else Go is told
@@ -266,6 +271,8 @@ def test_a_damaged_program_is_made_anew(fake: Fake) -> None:
     [
         ("dns.providers.cloudflare", "dns.providers.other", "dns.providers.cloudflare"),
         ("http.handlers.rate_limit", "http.handlers.rate_limits", "http.handlers.rate_limit"),
+        ("http.handlers.slots", "http.handlers.slot", "http.handlers.slots"),
+        ("policies.slots", "policies.slot", "http.reverse_proxy.selection_policies.slots"),
         ("v2.11.7", "v2.11.6", "v2.11.6"),
         ("list-modules)", "list-modules) exit 7;;\n  none)", "list-modules"),
     ],
@@ -276,8 +283,9 @@ def test_a_program_that_lacks_something_is_refused(fake: Fake, old: str, new: st
 
 
 def test_missing_modules() -> None:
-    assert builder.missing_modules("a\nhttp.handlers.rate_limit v1\ndns.providers.cloudflare\n\n") == []
-    assert builder.missing_modules("http.handlers.rate_limits") == list(caddy_build.MODULES)
+    names = [*caddy_build.MODULES, *caddy_build.OWN_MODULES]
+    assert builder.missing_modules("a\n\n" + "".join(f"{name} v1\n" for name in names)) == []
+    assert builder.missing_modules("http.handlers.rate_limits") == names
 
 
 @pytest.mark.parametrize(("command", "code"), [("list", "BW321"), ("build", "BW322")])
@@ -407,11 +415,18 @@ def test_info(fake: Fake) -> None:
     assert (told["caddy"], told["go"], told["licence"]) == ("v2.11.7", caddy_build.GO_VERSION, "Apache-2.0")
     assert told["modules"]["http.handlers.rate_limit"] == "github.com/mholt/caddy-ratelimit v0.1.0"
     assert told["modules"]["dns.providers.cloudflare"] == "github.com/caddy-dns/cloudflare v0.2.4"
+    assert told["modules"]["http.handlers.slots"] == "boxwright's own"
     assert {arch: program["state"] for arch, program in told["programs"].items()} == {ARCH: "ready", OTHER: "missing"}
     assert told["programs"][ARCH]["sha256"] == hashlib.sha256(PROGRAM.encode()).hexdigest()
     caddy_build.binary(ARCH).write_text("damaged")
     text = CliRunner().invoke(caddy, ["info"]).stdout
     assert f"damaged, {caddy_build.binary(ARCH)}" in text
     assert f"missing, {caddy_build.binary(OTHER)}" in text
-    for value in ("v2.11.7", caddy_build.GO_VERSION, *caddy_build.MODULES, caddy_build.SHA256[ARCH]):
+    for value in (
+        "v2.11.7",
+        caddy_build.GO_VERSION,
+        *caddy_build.MODULES,
+        *caddy_build.OWN_MODULES,
+        caddy_build.SHA256[ARCH],
+    ):
         assert value in text

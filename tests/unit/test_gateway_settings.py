@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from boxwright.errors import Problem, Refused
+from boxwright.preflight import Machine
 from boxwright.settings import parse_box
 from roles.gateway import caddy
 from roles.registry import Box
@@ -23,6 +24,7 @@ KEY = "-----BEGIN PRIVATE KEY-----\nMIIBszCCAVmgAwIBAgIU\n-----END PRIVATE KEY--
 TOKEN = "a-token-of-some-length"
 OPEN = {"gateway_bind": ["0.0.0.0"]}
 VLLM = {"path": "/vllm", "upstreams": ["127.0.0.1:8000"]}
+MACHINE = Machine("Linux", "x86_64", "debian", "13", True, 2**34, 2**36)
 
 
 def a_box(**variables: Any) -> Box:
@@ -246,6 +248,8 @@ def test_every_problem_is_told_at_once() -> None:
         {"gateway_tls": "files", "gateway_certificate": PEM, "gateway_certificate_key": KEY},
         {"gateway_tls": "tailscale", "gateway_names": ["box.tail1234.ts.net"]},
         {"gateway_tokens": {"a": TOKEN, "b": f"{TOKEN}2"}},
+        # It is exact by itself.
+        {"gateway_exact_limits": True, "gateway_server": "nginx"},
         # What was set for another choice does no harm.
         {"gateway_certificate": PEM, "gateway_acme_challenge": "dns-cloudflare"},
     ],
@@ -308,6 +312,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ),
     ("gateway_requests", [-1, "many"], ""),
     ("gateway_requests_of_all", [-1], ""),
+    ("gateway_exact_limits", ["sometimes"], ""),
     ("gateway_window", [0, 86401], ""),
     ("gateway_in_flight", [0, 10001], ""),
     ("gateway_wait", [-1, 60001, "250ms"], ""),
@@ -587,6 +592,72 @@ def test_several_engines_share_the_load_and_are_asked_whether_they_work() -> Non
     for line in ("lb_policy least_conn", "health_uri /ready", "health_body `ok`", "max_fails 1"):
         assert two.has(line)
         assert not one.has(line.split()[0])
+
+
+# What of the variables needs the custom program, and by which of them that is said.
+CUSTOM: list[tuple[dict[str, Any], str]] = [
+    ({"gateway_exact_limits": True}, "gateway_exact_limits"),
+    ({"gateway_requests": 5, "gateway_exact_limits": True}, "gateway_requests"),
+    ({"gateway_requests_of_all": 5}, "gateway_requests_of_all"),
+    (
+        {"gateway_tls": "acme", "gateway_acme_challenge": "dns-cloudflare", "gateway_cloudflare_token": "cf-token"},
+        "gateway_acme_challenge",
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "variable"), CUSTOM)
+def test_what_needs_the_custom_program(
+    variables: dict[str, Any], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = a_box(**variables)
+    monkeypatch.setattr(caddy.caddy_build, "available", lambda architecture: False)
+    (problem,) = caddy.fits(box, MACHINE)
+    assert (problem.code, problem.variable) == ("BW115", variable)
+    assert f"`{variable}" in problem.message
+    assert "boxwright caddy build --arch x86_64" in (problem.help or "")
+    monkeypatch.setattr(caddy.caddy_build, "available", lambda architecture: architecture == "x86_64")
+    assert list(caddy.fits(box, MACHINE)) == []
+    assert caddy.program(box).endswith(f"/{caddy.caddy_build.key()}/caddy")
+
+
+def test_who_needs_no_module_gets_the_stock_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caddy.caddy_build, "available", lambda architecture: False)
+    assert list(caddy.fits(a_box(), MACHINE)) == []
+    assert caddy.program(a_box()).endswith("/bin/caddy")
+
+
+@pytest.mark.parametrize("variables", [variables for variables, _ in CUSTOM])
+def test_the_custom_program_counts_in_one_step(variables: dict[str, Any]) -> None:
+    """Each way takes a place of its engine before it goes there, at the door and from Open WebUI."""
+    routes = [{**VLLM, "in_flight": 3}, {"path": "/pair", "upstreams": ["192.0.2.1:1", "192.0.2.2:1"]}]
+    text = caddy.caddyfile(a_box(**variables, gateway_routes=routes, gateway_wait=70))
+    for word in ("unhealthy_request_count", "least_conn", "_full"):
+        assert word not in text
+    whole = parsed(text)
+    site = whole.one("https://llm.example:443")
+    inside = next(block for block in whole.inner if block.line.startswith("http://172."))
+    for handle, count in (
+        (site.one("handle @v1"), 10),
+        (site.one("handle @route_vllm"), 3),
+        (site.one("handle @route_pair"), 10),
+        (inside.one("handle @v1"), 10),
+    ):
+        proxies = [line for line in handle.all() if line.startswith("reverse_proxy")]
+        assert proxies
+        assert handle.place(f"slots {count} 70ms") < min(handle.place(line) for line in proxies)
+        assert [line for line in handle.all() if line.startswith("lb_policy")] == ["lb_policy slots"] * len(proxies)
+        # Who has asked too often, or may not ask at all, takes no place.
+        for line in ("rate_limit", "basic_auth"):
+            before = [place for place, each in enumerate(handle.all()) if each.startswith(line)]
+            assert all(place < handle.place("slots") for place in before)
+
+
+def test_the_stock_program_counts_in_its_own_way() -> None:
+    text = caddy.caddyfile(a_box(gateway_engines=["192.0.2.11:8081"]))
+    assert "slots" not in text
+    assert "unhealthy_request_count 10" in text
+    assert "@v1_full" in text
 
 
 def test_without_an_engine_there_is_no_way_to_one() -> None:
