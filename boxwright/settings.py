@@ -126,11 +126,6 @@ class BoxBase(BaseModel):
     name: str
     groups: tuple[str, ...]
 
-    @property
-    def system(self) -> Literal["linux", "darwin"]:
-        """What the host runs, by the groups it is in: macOS in the group `darwin`, else Linux."""
-        return "darwin" if "darwin" in self.groups else "linux"
-
     def to_json(self) -> dict[str, Any]:
         """Plain data for printing, with every secret as asterisks."""
         return self.model_dump(mode="json")
