@@ -26,6 +26,9 @@ lock: ## Pin all requirements.in anew (needs uv)
 	  --no-emit-index-url --output-file requirements.lock requirements.in
 	@uv pip compile --quiet --python-platform x86_64-manylinux_2_39 --python-version 3.12 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --output-file roles/mlx/requirements.txt roles/mlx/requirements.in
+	@MACOSX_DEPLOYMENT_TARGET=14.0 uv pip compile --quiet --python-platform aarch64-apple-darwin --python-version 3.13 \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --constraint roles/mlx/requirements.txt \
+	  --output-file roles/mlx/requirements-darwin.txt roles/mlx/requirements.in
 
 $(READY): requirements.lock pyproject.toml scripts/setup
 	@PYTHON='$(PYTHON)' scripts/setup

@@ -126,7 +126,8 @@ class Download:
 class Wheel:
     """A Python package that is installed from wheels with exactly these digests.
 
-    `sha256` maps what a wheel is for (`x86_64`, `aarch64`, `any`) to its digest; pip takes the one that fits the box.
+    `sha256` maps what a wheel is for, in the words of its kernel (`x86_64`, `aarch64`, on a Mac `arm64`) or `any`, to
+    its digest; pip takes the one that fits the box.
     """
 
     name: str

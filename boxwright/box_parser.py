@@ -24,18 +24,24 @@ from boxwright.describe import (
     unpack,
     walk,
 )
+from boxwright.engines import EngineSettings
 from boxwright.errors import Location, Problem, Refused
 from boxwright.secrets import SecretStore, hash_text, kept_hash
 from boxwright.settings import (
+    SYSTEMS,
     BoxBase,
     Locate,
     RoleSettings,
+    System,
     added_by,
+    default_on_a_mac,
     generated_bytes,
     hash_by,
     hash_of,
     is_secret,
     role_classes,
+    system_of,
+    system_of_field,
     variable_fields,
 )
 
@@ -63,8 +69,18 @@ class Parser:
         self.roles = role_classes(box_class)
         self.known = variable_fields(box_class)
         self.problems: list[Problem] = []
+        self.system: System = "linux"
 
     def parse(self, groups: tuple[str, ...]) -> BoxBase:
+        self.system = system_of(groups)
+        if {"linux", "darwin"} <= set(groups):
+            self.problems.append(
+                Problem(
+                    "BW028",
+                    "the host is in the group `linux` and in the group `darwin`, and it can run only one of them",
+                    help="take it out of one: a Mac belongs into `darwin`, any other machine into `linux`",
+                )
+            )
         given = self._given()
         # Read before anything is decided, so that a damaged file is reported together with the rest.
         kept: Mapping[str, str] = {}
@@ -77,6 +93,7 @@ class Parser:
         roles = {prefix: role for prefix, role in checked.items() if role is not None}
         if len(roles) == len(checked):
             box = self._box(groups, roles)
+            self._elsewhere(box, roles)
             for role in roles.values():
                 self.problems += [self._placed(problem) for problem in role.problems(box)]
         if self.problems or len(roles) != len(checked):
@@ -186,6 +203,41 @@ class Parser:
             sensitive=True,
         )
 
+    # Systems
+
+    def _elsewhere(self, box: BoxBase, roles: Mapping[str, RoleSettings]) -> None:
+        """Refuses what the host's system does not have: roles that are switched on, variables without a meaning."""
+        here = SYSTEMS[self.system]
+        kind = "" if self.system == "darwin" else "; a host is taken for a Mac when it is in the group `darwin`"
+        for prefix, role in roles.items():
+            if self.system not in role.systems:
+                if variable := role.switch(box):
+                    self._not_here(
+                        f"`{variable}` switches {prefix} on, which there is not on {here}",
+                        variable,
+                        f"set `{variable}: false`, for all such hosts in group_vars/{self.system}.yml{kind}"
+                        if variable == f"{prefix}_enabled"
+                        else f"choose another engine: {', '.join(self._engines(roles))}{kind}",
+                    )
+                continue
+            for name, field in type(role).model_fields.items():
+                system = system_of_field(field)
+                if system not in (None, self.system) and getattr(role, name) != _plain_default(field):
+                    variable = f"{prefix}_{name}"
+                    self._not_here(
+                        f"`{variable}` means nothing on {here}",
+                        variable,
+                        f"write it where only hosts of the other kind have it: group_vars/{system}.yml{kind}",
+                    )
+
+    def _engines(self, roles: Mapping[str, RoleSettings]) -> list[str]:
+        return [
+            name for name, role in roles.items() if isinstance(role, EngineSettings) and self.system in role.systems
+        ]
+
+    def _not_here(self, message: str, variable: str, help: str) -> None:
+        self.problems.append(self._placed(Problem("BW027", message, variable, help=help)))
+
     # Values
 
     def _role(self, prefix: str, values: Mapping[str, Any], kept: Mapping[str, str]) -> RoleSettings | None:
@@ -194,8 +246,12 @@ class Parser:
         before = len(self.problems)
         wrong = self._check_plain_values(prefix, values)
         filled = dict(values)
+        if self.system not in role.systems and "enabled" in role.model_fields:
+            filled.setdefault("enabled", False)
         for name, field in role.model_fields.items():
             variable = f"{prefix}_{name}"
+            if self.system == "darwin" and (default := default_on_a_mac(field)) is not None:
+                filled.setdefault(name, default)
             if (count := generated_bytes(field)) is not None and name not in values:
                 filled[name] = kept.get(variable) or secrets.token_urlsafe(count)
             elif hash_of(field) is not None:
@@ -207,7 +263,7 @@ class Parser:
         except ValidationError as error:
             checked = None
             details = error.errors(include_url=False)
-            switched_off = _says_no(values.get("enabled"))
+            switched_off = _says_no(filled.get("enabled"))
             absent = [detail for detail in details if detail["type"] == "missing" and len(detail["loc"]) == 1]
             for detail in details:
                 path = self._real_path(detail["loc"], filled)

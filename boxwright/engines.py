@@ -7,7 +7,7 @@ from typing import Any
 
 from boxwright.errors import Problem
 from boxwright.models import Model
-from boxwright.settings import RoleSettings, Secret
+from boxwright.settings import RoleSettings, Secret, System
 
 # What clients of an OpenAI-style API call. Engines answer on more paths, some of which load models or show prompts.
 OPENAI_PATHS = (
@@ -69,6 +69,12 @@ class EngineSettings(RoleSettings):
         """Where the box itself reaches the engine; the OpenAI paths begin with /v1 below it."""
         return f"http://127.0.0.1:{self.port}"  # type: ignore[attr-defined]
 
+    def switch(self, box: Any) -> str:
+        """The variable that makes the engine run in `box`; empty where it does not."""
+        if not box.inference.runs(self.prefix):
+            return ""
+        return "inference_engine" if box.inference.engine == self.prefix else "inference_models"
+
     def ports(self, box: Any) -> Mapping[str, int]:
         """The TCP ports that it listens on, by the field that says which."""
         return {"port": self.port}  # type: ignore[attr-defined]
@@ -91,6 +97,11 @@ class EngineSettings(RoleSettings):
     @property
     def on_graphics(self) -> bool:
         """Whether it computes on graphics cards."""
+        return False
+
+    @property
+    def detached(self) -> bool:
+        """Whether its processes do not come from the one that is started: launchd does not tell that they are its."""
         return False
 
     @property
@@ -120,8 +131,13 @@ class EngineSettings(RoleSettings):
         return None
 
 
-# What the sandbox of services leaves out or replaces (`SANDBOX` in boxwright/services.py).
-HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108
+# What the sandbox of services leaves out or replaces (`SANDBOX` in boxwright/systemd.py), and what accounts of services
+# may not enter on a Mac, where homes are closed to all but their owners; the other Users folder is not.
+HIDDEN: Mapping[System, tuple[str, ...]] = {
+    "linux": ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/"),  # noqa: S108
+    "darwin": ("/Users/", "/private/var/root/", "/var/root/"),
+}
+_SHARED: Mapping[System, str] = {"linux": "/srv", "darwin": "/Users/Shared"}
 
 
 def cannot(message: str, help: str) -> Problem:
@@ -151,6 +167,16 @@ def gguf_problems(model: Model, engine: str) -> Iterable[Problem]:
         )
 
 
+def hidden_problems(model: Model, system: System) -> Iterable[Problem]:
+    """What keeps an engine that reads a model where it lies from serving `model`."""
+    shared = _SHARED[system]
+    if model.path.startswith(HIDDEN[system]) and not model.path.startswith(f"{shared}/"):
+        yield cannot(
+            f"the model `{model.name}` is in {model.path}, which no service of the box sees",
+            f"put it below {shared}, for example",
+        )
+
+
 def lasting_problems(model: Model, engine: str) -> Iterable[Problem]:
     """What keeps an engine that loads its model at the start, and keeps it, from serving `model`.
 
@@ -163,7 +189,7 @@ def lasting_problems(model: Model, engine: str) -> Iterable[Problem]:
         )
 
 
-def folder_problems(model: Model, engine: str) -> Iterable[Problem]:
+def folder_problems(model: Model, engine: str, system: System) -> Iterable[Problem]:
     """What keeps an engine that reads a folder of safetensors, and keeps it in memory, from serving `model`.
 
     `engine` is its name for people.
@@ -173,11 +199,7 @@ def folder_problems(model: Model, engine: str) -> Iterable[Problem]:
             f"{engine} reads a model that is a folder, and the model `{model.name}` is one file",
             "name its `files`, or the `path` of a folder, or another engine",
         )
-    if model.path.startswith(HIDDEN):
-        yield cannot(
-            f"the model `{model.name}` is in {model.path}, which no service of the box sees",
-            "put it below /srv, for example",
-        )
+    yield from hidden_problems(model, system)
     names = {file.name for file in model.files}
     if names and "config.json" not in names:
         yield cannot(f"the model `{model.name}` has no config.json among its `files`", "name all files that it needs")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from boxwright.errors import CODES, Problem, Refused
 from boxwright.inventory import role_modules
+from boxwright.launchd import DAEMONS
 from boxwright.reference import code_range, variable_text
 from boxwright.services import UNITS
 from boxwright.settings import BoxBase, RoleSettings, hash_of, role_classes
@@ -75,7 +76,9 @@ def _role(prefix: str, role: type[RoleSettings]) -> str:
 
 def _file(path: str, roles: Sequence[str]) -> str:
     """Which role a file of a box belongs to: the one that names the longest part of its path."""
-    unit = re.fullmatch(rf"{UNITS}/([^/.]+)\.[a-z]+(\.d/.*)?", path)
+    unit = re.fullmatch(rf"{UNITS}/([^/.]+)\.[a-z]+(\.d/.*)?", path) or re.fullmatch(
+        rf"{DAEMONS}/boxwright\.(.+)\.plist", path
+    )
     names = {role: set(_texts(role)) for role in roles}
     if unit:
         found = [(path, role) for role in roles if unit[1].startswith(role) or unit[1] in names[role]]

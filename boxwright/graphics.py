@@ -45,6 +45,19 @@ def sandbox(graphics: str) -> dict[str, tuple[Value, str]]:
     }
 
 
+# From here on macOS lends three quarters of a Mac's memory, below it two thirds.
+_LARGE = 36 * 2**30
+
+
+def lent(memory: int, limit: int | None) -> int:
+    """Bytes that the graphics processor of a Mac with so much memory, which it shares with all else, may use.
+
+    `limit` is what was set (`iogpu.wired_limit_mb`). Without it macOS decides: as owners have reported what Metal names
+    as its recommended maximum, 10.7 GiB of 16, 21.3 of 32, 27 of 36, 48 of 64, 96 of 128, 144 of 192.
+    """
+    return limit if limit is not None else memory * 3 // 4 if memory >= _LARGE else memory * 2 // 3
+
+
 def groups(graphics: str) -> tuple[str, ...]:
     """The groups that may open the devices; those of NVIDIA anybody may."""
     return ("render", "video") if graphics == "amd" else ()

@@ -18,13 +18,16 @@ from boxwright.paths import repository_root
 from boxwright.schema import since, variables_schema
 from boxwright.settings import (
     RENAMED,
+    SYSTEMS,
     BoxBase,
     RoleSettings,
+    default_on_a_mac,
     field_extra,
     generated_bytes,
     hash_of,
     is_secret,
     role_classes,
+    system_of_field,
 )
 
 SCHEMA_PATH = Path("schema/vars.schema.json")
@@ -123,7 +126,7 @@ def settings_page(box_class: type[BoxBase], renamed: Mapping[str, tuple[str, str
         *(f"| [`{prefix}_`](#{prefix}) | {_cell(_summary(role))} |" for prefix, role in roles.items()),
     ]
     for prefix, role in roles.items():
-        lines += ["", f"## {prefix}", "", _text(role)]
+        lines += ["", f"## {prefix}", "", " ".join((_text(role), *_only(role)))]
         for name, field in role.model_fields.items():
             if hash_of(field) is None:
                 lines += ["", *_variable(f"{prefix}_{name}", field)]
@@ -141,6 +144,7 @@ def role_page(prefix: str, role: type[RoleSettings], text: str) -> str:
         "",
         text or _text(role),
         "",
+        *(line for only in _only(role) for line in (only, "")),
         "## Variables",
         "",
         "| variable | default | meaning |",
@@ -150,7 +154,9 @@ def role_page(prefix: str, role: type[RoleSettings], text: str) -> str:
         if hash_of(field) is None:
             variable = f"{prefix}_{name}"
             link = f"[`{variable}`](../settings.md#{variable})"
-            lines.append(f"| {link} | {_cell(_default(field))} | {_cell(field.description or '')} |")
+            system = system_of_field(field)
+            meaning = (field.description or "") + (f" On {SYSTEMS[system]} alone." if system else "")
+            lines.append(f"| {link} | {_cell(_default(field))} | {_cell(meaning)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -210,6 +216,8 @@ def _variable(variable: str, field: FieldInfo) -> list[str]:
         f"- Default: {_default(field)}",
         f"- Since: {since(field_extra(field))}",
     ]
+    if system := system_of_field(field):
+        lines.append(f"- On {SYSTEMS[system]} alone.")
     if (model := _model(field.annotation)) is not None:
         lines.append("- Parts:")
         lines += [f"    - `{name}`: {_part(part)}" for name, part in model.model_fields.items()]
@@ -234,7 +242,9 @@ def _default(field: FieldInfo) -> str:
         return "not set"
     if is_secret(field):
         return "a secret"
-    return f"`{json.dumps(_plain(value), ensure_ascii=False)}`" if value != "" else "empty"
+    told = f"`{json.dumps(_plain(value), ensure_ascii=False)}`" if value != "" else "empty"
+    mac = default_on_a_mac(field)
+    return told if mac is None else f"{told}, on a Mac `{json.dumps(mac)}`"
 
 
 def _plain(value: Any) -> Any:
@@ -257,6 +267,14 @@ def _model(annotation: Any) -> type[BaseModel] | None:
 
 def _text(role: type[RoleSettings]) -> str:
     return re.sub(r"\s*\n\s*", " ", (role.__doc__ or "").strip())
+
+
+def _only(role: type[RoleSettings]) -> list[str]:
+    """Where there is no such role on one of the systems: a sentence."""
+    if len(role.systems) == len(SYSTEMS):
+        return []
+    where = " and ".join(SYSTEMS[system] for system in SYSTEMS if system in role.systems)
+    return [f"On {where} alone; elsewhere it is off, and switching it on is refused."]
 
 
 def _summary(role: type[RoleSettings]) -> str:

@@ -24,16 +24,23 @@ __all__ = [
     "ByteSize",
     "Generated",
     "Hashed",
+    "On",
+    "OtherOnMac",
     "Port",
     "RoleSettings",
     "Secret",
     "Sha256",
+    "System",
     "parse_box",
 ]
 
 # Every variable that ever had another name: old name -> (new name, version that renamed it). Feeds the messages, the
 # JSON Schema and the changelog. Entries stay for good.
 RENAMED: dict[str, tuple[str, str]] = {}
+
+System = Literal["linux", "darwin"]
+# How messages and pages call a host with that system.
+SYSTEMS: Mapping[System, str] = {"linux": "Linux", "darwin": "a Mac"}
 
 Port = Annotated[int, Field(ge=1, le=65535), Words("a TCP port, 1 to 65535")]
 Secret = SecretStr
@@ -42,6 +49,7 @@ Sha256 = Annotated[
 ]
 
 _GENERATED, _HASH_OF, _HASH_BY, _ADDED = "generated_bytes", "hash_of", "hash_by", "added_by"
+_SYSTEM, _ON_A_MAC = "system", "default_on_a_mac"
 
 
 def _field(description: str, extra: dict[str, Any], arguments: dict[str, Any]) -> Any:
@@ -71,8 +79,19 @@ def Added(*, by: str, description: str, **arguments: Any) -> Any:
     return _field(description, {_ADDED: by}, {"default": {}, **arguments})
 
 
+def On(system: System, default: Any, *, description: str, **arguments: Any) -> Any:
+    """A field that means something only where a host runs `system`: elsewhere any value but the default is refused.
+    `arguments` go to pydantic's Field."""
+    return _field(description, {_SYSTEM: system}, {"default": default, **arguments})
+
+
+def OtherOnMac(default: Any, *, mac: Any, description: str, **arguments: Any) -> Any:
+    """A field whose default is `mac` where a host is one. `arguments` go to pydantic's Field."""
+    return _field(description, {_ON_A_MAC: mac}, {"default": default, **arguments})
+
+
 def field_extra(field: FieldInfo) -> dict[str, Any]:
-    """The `json_schema_extra` of a field: since, and the marks of `Generated`, `Hashed` and `Added`."""
+    """The `json_schema_extra` of a field: since, and the marks of `Generated`, `Hashed`, `Added` and their kin."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
@@ -97,25 +116,53 @@ def added_by(field: FieldInfo) -> str | None:
     return field_extra(field).get(_ADDED)
 
 
+def system_of_field(field: FieldInfo) -> System | None:
+    """The system on which an `On` field means something; None for a field of both."""
+    return field_extra(field).get(_SYSTEM)
+
+
+def default_on_a_mac(field: FieldInfo) -> Any:
+    """The default of an `OtherOnMac` field where a host is a Mac; None for any other field."""
+    return field_extra(field).get(_ON_A_MAC)
+
+
 def is_secret(field: FieldInfo) -> bool:
     """Whether the field itself holds a secret."""
     return SecretStr in alternatives(unpack(field.annotation)[0])
 
 
 class RoleSettings(BaseModel):
-    """Base of a role's variables: `class DockerSettings(RoleSettings, prefix="docker")`."""
+    """Base of a role's variables: `class DockerSettings(RoleSettings, prefix="docker", systems={"linux"})`.
+
+    `systems` are those on which the role exists. On another its `enabled` is false by default, and switching it on is
+    refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     prefix: ClassVar[str]
+    systems: ClassVar[frozenset[System]] = frozenset(SYSTEMS)
 
-    def __init_subclass__(cls, *, prefix: str | None = None, **arguments: Any) -> None:
+    def __init_subclass__(
+        cls, *, prefix: str | None = None, systems: Collection[System] | None = None, **arguments: Any
+    ) -> None:
         super().__init_subclass__(**arguments)
         if prefix is not None:
             cls.prefix = prefix
+        if systems is not None:
+            cls.systems = frozenset(systems)
+
+    def switch(self, box: Any) -> str:
+        """The variable by which the role is switched on in `box`; empty where it is off, or cannot be off."""
+        return f"{self.prefix}_enabled" if getattr(self, "enabled", False) else ""
 
     def problems(self, box: Any) -> Iterable[Problem]:
         """What is wrong between this role and the others. Called once every role's own variables are right."""
         return ()
+
+
+def system_of(groups: Collection[str]) -> System:
+    """What a host in `groups` runs: macOS in the group `darwin`, else Linux."""
+    return "darwin" if "darwin" in groups else "linux"
 
 
 class BoxBase(BaseModel):
@@ -125,6 +172,15 @@ class BoxBase(BaseModel):
 
     name: str
     groups: tuple[str, ...]
+
+    @property
+    def system(self) -> System:
+        """What the host runs, by the groups it is in."""
+        return system_of(self.groups)
+
+    def has(self, role: str) -> bool:
+        """Whether there is the role `role` on the host's system at all."""
+        return self.system in getattr(self, role).systems
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for printing, with every secret as asterisks."""

@@ -20,6 +20,7 @@ from roles.mlx import tasks as mlx
 from roles.nvidia import tasks as nvidia
 from roles.ollama import tasks as ollama
 from roles.openwebui import tasks as openwebui
+from roles.power import tasks as power
 from roles.sshd import tasks as sshd
 from roles.tailscale import tasks as tailscale
 from roles.vllm import tasks as vllm
@@ -45,4 +46,5 @@ vllm.remove(box, purge)
 docker.remove(box, purge)
 nvidia.remove(box, purge)  # when nothing computes any more
 tailscale.remove(box, purge)  # late, as this run may come over the tailnet; the notes of what is ours go with the host
+power.remove(box, purge)  # awake until everything else is gone
 host.remove(box, purge)

@@ -19,6 +19,7 @@ from roles.mlx import tasks as mlx
 from roles.nvidia import tasks as nvidia
 from roles.ollama import tasks as ollama
 from roles.openwebui import tasks as openwebui
+from roles.power import tasks as power
 from roles.sshd import tasks as sshd
 from roles.tailscale import tasks as tailscale
 from roles.vllm import tasks as vllm
@@ -26,10 +27,13 @@ from roles.vllm import tasks as vllm
 box = target.data.box
 # Refuses an unfit machine before anything is changed on it.
 engines = llamacpp.need(box) + ollama.need(box) + lmstudio.need(box) + mlx.need(box) + vllm.need(box)
-ways = gateway.need(box) + cloudflared.need(box)
-machine = preflight.check(box, nvidia.need(box) + inference.need(box) + engines + ways)
+ways = gateway.need(box) + openwebui.need(box) + tailscale.need(box) + cloudflared.need(box)
+machine = preflight.check(
+    box, host.need(box) + power.need(box) + nvidia.need(box) + inference.need(box) + engines + ways
+)
 
 host.apply(box, machine)  # packages, clock, updates and accounts that the rest builds on
+power.apply(box)  # awake before anything that takes long
 tailscale.apply(box, machine)  # before the gateway, which may have its certificates from it
 nvidia.apply(box, machine)  # before the engines, and before Docker is asked for containers with a card
 docker.apply(box, machine)  # before what runs in containers
@@ -50,7 +54,7 @@ ollama.activate(box)
 lmstudio.activate(box)
 mlx.activate(box)
 vllm.activate(box)
-openwebui.apply(box)  # makes the network on which the gateway listens for it
+openwebui.apply(box, machine)  # in a container it makes the network on which the gateway listens for it
 gateway.apply(box, machine)  # the door opens when there is something behind it
 fail2ban.apply(box)  # it reads the gateway's log
 tailscale.serve(box)  # the way in from the tailnet opens when the gateway guards it

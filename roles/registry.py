@@ -18,6 +18,7 @@ from roles.mlx.settings import MlxSettings
 from roles.nvidia.settings import NvidiaSettings
 from roles.ollama.settings import OllamaSettings
 from roles.openwebui.settings import OpenwebuiSettings
+from roles.power.settings import PowerSettings
 from roles.sshd.settings import SshdSettings
 from roles.tailscale.settings import TailscaleSettings
 from roles.vllm.settings import VllmSettings
@@ -28,6 +29,7 @@ class Box(BoxBase):
 
     mirror: MirrorSettings
     host: HostSettings
+    power: PowerSettings
     nvidia: NvidiaSettings
     docker: DockerSettings
     inference: InferenceSettings

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -33,21 +34,28 @@ OWN_MODULES = ("http.handlers.slots", "http.reverse_proxy.selection_policies.slo
 CADDY = "github.com/caddyserver/caddy/v2"
 #: No paths, no symbols, no build id and no repository's state in the program: all would differ between machines.
 FLAGS = ("-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=")
-#: Go's names of the architectures, with the oldest processors of each, as Caddy's own releases have it.
+#: For which machines it is made: Linux by its processor, and a Mac with Apple silicon.
+MAC = "macos-arm64"
+#: Go's names of them, with the oldest processors of each, as Caddy's own releases have it. Go's linker signs a program
+#: for macOS by itself (ad hoc), without which Apple silicon would not start it.
 TARGETS: Mapping[str, Mapping[str, str]] = {
-    "x86_64": {"GOARCH": "amd64", "GOAMD64": "v1"},
-    "aarch64": {"GOARCH": "arm64", "GOARM64": "v8.0"},
+    "x86_64": {"GOOS": "linux", "GOARCH": "amd64", "GOAMD64": "v1"},
+    "aarch64": {"GOOS": "linux", "GOARCH": "arm64", "GOARM64": "v8.0"},
+    MAC: {"GOOS": "darwin", "GOARCH": "arm64", "GOARM64": "v8.0"},
 }
 #: SHA-256 of the built program; docs/custom-caddy.md says how to get new ones when anything here or in go.mod changes.
 SHA256: Mapping[str, str] = {
     "x86_64": "53482b6f8047230db1c1acfdbb8f8d3855aff7417224a58305b2708beb87aefa",
     "aarch64": "e40daee629c3bad613541371714891e5bdde56de77baaf69d4b993da657b3818",
+    MAC: "9329d87501c043537335860cbe2c97494ab79bbba790d7baa7d43dde431db6bb",
 }
 
 
 def own_architecture() -> str:
-    """This machine's architecture in the words of `TARGETS`; another kind of processor by its own name."""
+    """This machine in the words of `TARGETS`; another kind of processor by its own name."""
     machine = os.uname().machine
+    if sys.platform == "darwin" and machine == "arm64":
+        return MAC
     return "aarch64" if machine == "arm64" else machine
 
 
@@ -81,7 +89,7 @@ def home() -> Path:
 
 
 def binary(arch: str) -> Path:
-    """Where the program for `arch` (x86_64, aarch64) lies once it is built; says nothing about whether it is there."""
+    """Where the program for `arch` (see `TARGETS`) lies once it is built; says nothing about whether it is there."""
     return home() / key() / f"caddy-{arch}"
 
 
@@ -97,5 +105,5 @@ def state(arch: str) -> State:
 
 
 def available(arch: str) -> bool:
-    """True when the program for `arch` (x86_64, aarch64) is built and is the pinned one to the byte."""
+    """True when the program for `arch` (see `TARGETS`) is built and is the pinned one to the byte."""
     return state(arch) == "ready"

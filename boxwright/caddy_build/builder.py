@@ -85,7 +85,6 @@ def go_environment(arch: str, folder: Path, modules: Mapping[str, str]) -> dict[
         **dict.fromkeys(NEUTRAL, ""),
         **modules,
         **caddy_build.TARGETS[arch],
-        "GOOS": "linux",
         "CGO_ENABLED": "0",
         "GOENV": "off",
         "GOTOOLCHAIN": "local",
@@ -107,7 +106,7 @@ def missing_modules(listed: str) -> list[str]:
 
 
 def build(arch: str, progress: Progress) -> Path:
-    """Make the program for `arch` (x86_64, aarch64) unless it is there; its path. Builds at once wait for each other.
+    """Make the program for `arch` (see `TARGETS`) unless it is there; its path. Builds at once wait for each other.
 
     Raises Refused (BW323 too little space, BW325 this machine cannot build) and Failed (BW320 toolchain, BW321
     modules, BW322 compiler, BW323 disk, BW324 not the pinned program). After a failure or an interruption there is no

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-ARCHITECTURES = ("x86_64", "aarch64")
+# As `TARGETS` of the package, which is not imported here.
+ARCHITECTURES = ("x86_64", "aarch64", "macos-arm64")
 
 
 @click.group(name="caddy")
@@ -20,7 +21,7 @@ def caddy() -> None:
     "architectures",
     type=click.Choice(ARCHITECTURES),
     multiple=True,
-    help="The box's processor; can be given twice. Without it: this machine's.",
+    help="The box's processor; can be given several times. Without it: this machine's.",
 )
 def build(architectures: tuple[str, ...]) -> None:
     """Build it and print where it is; at once when it is there already."""

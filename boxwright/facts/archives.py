@@ -13,7 +13,9 @@ from boxwright.shell import script
 MARKER = ".boxwright-complete"
 
 # Prints what a person could have changed about the file $1: size, modification time (ns), mode and owner.
-PROGRAM_STATE = 'program_state() { stat -c "%s %.9Y %a %U:%G" -- "$1" 2>/dev/null; }\n'
+PROGRAM_STATE = """
+program_state() { details '%s %.9Y %a %U:%G' '%z %Fm %p %Su:%Sg' "$1" 2>/dev/null; }
+"""
 
 
 class Unpacked(Fact[str]):

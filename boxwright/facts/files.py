@@ -17,10 +17,10 @@ Kind = Literal["absent", "file", "directory", "link", "other"]
 # Prints what $1 is, as one line; the path itself is not followed when it is a link.
 STATE = """
 describe() {
-    if answer=$(stat -c '%F|%U|%G|%a|%s' -- "$1" 2>&1); then
+    if answer=$(details '%F|%U|%G|%a|%s' '%HT|%Su|%Sg|%p|%z' "$1" 2>&1); then
         case $answer in
-            "regular file|"* | "regular empty file|"*)
-                digest=$(sha256sum <"$1") || return 1
+            [Rr]"egular "*)
+                digest=$(sha256 <"$1") || return 1
                 echo "$answer|${digest%% *}" ;;
             *) echo "$answer|" ;;
         esac
@@ -32,6 +32,10 @@ describe() {
     fi
 }
 """
+
+
+# Prints what changes with whatever is done to the file $1: size, modification and change time (ns) and inode.
+IDENTITY = "file_identity() { details '%s %.9Y %.9Z %i' '%z %Fm %Fc %i' \"$1\"; }\n"
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class FileState:
         """Whether it is a regular file with exactly this text."""
         return self.kind == "file" and self.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
-    def is_roots(self, mode: int) -> bool:
-        """Whether it is a regular file of user and group root with this mode."""
-        return self.kind == "file" and (self.owner, self.group, self.mode) == ("root", "root", mode)
+    def is_roots(self, mode: int, group: str = "root") -> bool:
+        """Whether it is a regular file of root and of `group` (see `platforms.group`) with this mode."""
+        return self.kind == "file" and (self.owner, self.group, self.mode) == ("root", group, mode)
 
 
 def parse_state(line: str) -> FileState:
@@ -66,7 +70,8 @@ def parse_state(line: str) -> FileState:
             "directory": "directory",
             "symbolic link": "link",
         }
-        return FileState(kinds.get(words, "other"), owner, group, int(mode, 8), int(size), sha256)
+        # BSD's stat says "Regular File", and the kind once more in the mode.
+        return FileState(kinds.get(words.lower(), "other"), owner, group, int(mode, 8) & 0o7777, int(size), sha256)
     except ValueError as error:
         raise FactProcessError(f"not the state of a file: {line!r}") from error
 
@@ -113,8 +118,8 @@ class Json(Fact[MergedJson]):
             STATE
             + """
             describe "$1" || exit 1
-            if [ -e "$2" ]; then sed 's/^/record /' -- "$2" || exit 1; echo; fi
-            if [ -e "$1" ]; then sed 's/^/text /' -- "$1" || exit 1; fi
+            if [ -e "$2" ]; then sed 's/^/record /' <"$2" || exit 1; echo; fi
+            if [ -e "$1" ]; then sed 's/^/text /' <"$1" || exit 1; fi
             """,
             path,
             record,
@@ -157,13 +162,14 @@ class DownloadedFile(Fact[Fetched]):
     def command(self, path: str, digest: str) -> StringCommand:
         return script(
             STATE
+            + IDENTITY
             + """
             path=$1 wanted=$2
-            sum=sha256sum
-            [ "${#wanted}" -ne 128 ] || sum=sha512sum
+            sum=sha256
+            [ "${#wanted}" -ne 128 ] || sum=sha512
             if [ -L "$path" ] || [ ! -f "$path" ]; then describe "$path"; exit; fi
-            stat -c '%F|%U|%G|%a|%s|' -- "$path" || exit 1
-            identity=$(stat -c '%s %.9Y %.9Z %i' -- "$path") || exit 1
+            details '%F|%U|%G|%a|%s|' '%HT|%Su|%Sg|%p|%z|' "$path" || exit 1
+            identity=$(file_identity "$path") || exit 1
             note=$(cat -- "$path.sha256" 2>/dev/null)
             if [ "$note" = "$wanted $identity" ]; then echo remembered; exit; fi
             digest=$("$sum" <"$path") || exit 1
@@ -187,13 +193,13 @@ class Entries(Fact[tuple[str, ...]]):
 
     def command(self, path: str) -> StringCommand:
         # The first line tells an empty answer from none.
-        return script('echo entries; if [ -d "$1" ]; then find "$1" -mindepth 1 -maxdepth 1 -printf "%f\\n"; fi', path)
+        return script('echo entries; if [ -d "$1" ]; then cd -- "$1" && find . -mindepth 1 -maxdepth 1; fi', path)
 
     def process(self, output: Sequence[str]) -> tuple[str, ...]:
         first, *names = output
         if first != "entries":
             raise FactProcessError(f"not a list of names: {first!r}")
-        return tuple(sorted(names))
+        return tuple(sorted(name.removeprefix("./") for name in names))
 
 
 class Leftovers(Fact[tuple[str, ...]]):

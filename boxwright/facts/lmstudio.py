@@ -25,13 +25,26 @@ class Installed:
     owner: str
 
 
+class Processes(Fact[tuple[int, ...]]):
+    """The processes of the account `user`; none where there is no such account."""
+
+    def command(self, user: str) -> StringCommand:
+        return script('echo processes; if id -u -- "$1" >/dev/null 2>&1; then pgrep -U "$1" || true; fi', user)
+
+    def process(self, output: Sequence[str]) -> tuple[int, ...]:
+        first, *rest = output
+        if first != "processes" or not all(line.isdigit() for line in rest):
+            raise FactProcessError(f"not a list of processes: {list(output)!r}")
+        return tuple(map(int, rest))
+
+
 class Installation(Fact[Installed]):
     """The `Installed` in the home `home`."""
 
     def command(self, home: str) -> StringCommand:
         return script(
             """
-            echo "owner=$(stat -c %U -- "$1" 2>/dev/null)"
+            echo "owner=$(details %U %Su "$1" 2>/dev/null)"
             if [ -f "$1/$2" ] && [ ! -L "$1/$2" ]; then echo "bundle=$(cut -d " " -f 1 <"$1/$2")"; fi
             if [ -x "$1/.lmstudio/bin/lms" ]; then echo command=yes; fi
             """,

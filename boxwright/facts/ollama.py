@@ -49,14 +49,16 @@ class OllamaModel(Fact[StoredModel]):
             manifest=$1 store=$2 record=$3 file=$4 candidates=$5 former=$6
             echo examined
             if [ -f "$manifest" ] && [ ! -e "$candidates" ] && [ ! -e "$former" ]; then
-                digest=$(sha256sum <"$manifest") || exit 1
+                digest=$(sha256 <"$manifest") || exit 1
                 for blob in $(grep -o 'sha256:[0-9a-f]\\{64\\}' "$manifest"); do
                     [ -f "$store/blobs/sha256-${blob#sha256:}" ] || digest=
                 done
                 [ -z "$digest" ] || echo "manifest=${digest%% *}"
             fi
             if [ -f "$record" ]; then sed 's/^/note=/' "$record" || exit 1; fi
-            if [ -n "$file" ] && [ -e "$file" ]; then echo "file=$(stat -Lc '%s %.9Y' -- "$file")" || exit 1; fi
+            if [ -n "$file" ] && [ -e "$file" ]; then
+                echo "file=$(target_details '%s %.9Y' '%z %Fm' "$file")" || exit 1
+            fi
             """,
             manifest_path(store, model),
             store,

@@ -13,8 +13,16 @@ from boxwright.shell import script
 # without it is half made.
 MARKER = ".boxwright-complete"
 
-# Prints major and minor version of the interpreter $1: an environment works with these, whatever the patch release.
-PYTHON_VERSION = 'python_version() { "$1" -I -S -c \'import sys; print("%d.%d" % sys.version_info[:2])\'; }\n'
+# `python_version` prints major and minor version of the interpreter $1: an environment works with these, whatever the
+# patch release. `has_python` says whether there is one: /usr/bin/python3 of a Mac without the command line tools only
+# opens a window that offers to install them.
+PYTHON_VERSION = """
+python_version() { "$1" -I -S -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+has_python() {
+    command -v "$1" >/dev/null || return 1
+    [ "$1" != /usr/bin/python3 ] || [ ! -d /System/Library ] || xcode-select -p >/dev/null 2>&1
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class VirtualEnvironment(Fact[Environment]):
     def command(self, path: str, python: str) -> StringCommand:
         text = """
             version=
-            if command -v "$2" >/dev/null; then version=$(python_version "$2") || exit 1; fi
+            if has_python "$2"; then version=$(python_version "$2") || exit 1; fi
             echo "python=$version"
             if [ -x "$1/bin/python" ] && [ -e "$1/$3" ]; then echo "made_for=$(cat -- "$1/$3")"; fi
             """

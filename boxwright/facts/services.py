@@ -8,8 +8,9 @@ from pyinfra.api.exceptions import FactProcessError
 
 from boxwright.facts.api import Fact
 from boxwright.facts.files import STATE, FileState, parse_state
-from boxwright.services import STAMP_LINES, STAMPS, UNITS
+from boxwright.services import UNITS
 from boxwright.shell import script
+from boxwright.systemd import STAMP_LINES, STAMPS
 
 _PROPERTIES = (
     "LoadState",
@@ -109,14 +110,15 @@ done
             invocation=one("InvocationID"),
             fragment=one("FragmentPath"),
             executable=one("executable"),
-            started=_record(values.get("started")),
-            loaded=_record(values.get("loaded")),
+            started=parse_record(values.get("started")),
+            loaded=parse_record(values.get("loaded")),
             started_now=tuple(values.get("started_now", ())),
             loaded_now=tuple(values.get("loaded_now", ())),
         )
 
 
-def _record(lines: Sequence[str] | None) -> Record | None:
+def parse_record(lines: Sequence[str] | None) -> Record | None:
+    """The `Record` in the lines of one; None where there is none."""
     if not lines:
         return None
     invocation, _, identity = lines[0].partition(" ")

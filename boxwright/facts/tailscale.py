@@ -12,19 +12,69 @@ from boxwright.facts.api import Fact
 from boxwright.shell import script
 from boxwright.tailnet import Node, node
 
+# The Mac's own copy of the program (see roles/tailscale/darwin.py); on Linux there is no such folder.
+PROGRAMS = "/opt/boxwright/tailscale"
+LABEL = "boxwright.tailscaled"
+
+# `tailscale` is found, and `limited SECONDS COMMAND...` ends a command that takes longer, with status 124. macOS has no
+# program for that.
+CLI = f"""
+[ ! -d {PROGRAMS} ] || PATH={PROGRAMS}:$PATH
+limited() {{
+    if [ -d /System/Library ]; then
+        perl -e '
+            my $seconds = shift;
+            my $child = fork // die("fork: $!\\n");
+            if (!$child) {{ setpgrp; exec @ARGV; exit 127 }}
+            $SIG{{ALRM}} = sub {{ kill("TERM", -$child); sleep 2; kill("KILL", -$child); exit 124 }};
+            alarm $seconds;
+            waitpid $child, 0;
+            exit($? & 127 ? 128 + ($? & 127) : $? >> 8)' "$@"
+    else
+        timeout --kill-after=5 "$@"
+    fi
+}}
+"""
+
+# Whether tailscaled was started, and the addresses of the SSH connection by which this came, as SSH_CONNECTION of
+# ssh(1) has them. sudo keeps nothing of it in the environment, but a process above has it; a Mac shows nobody the
+# environment of Apple's own programs, so there the connection itself is looked for.
+_SYSTEM = f"""
+if [ -d /System/Library ]; then
+    started() {{ launchctl print system/{LABEL} >/dev/null 2>&1; }}
+    parent() {{ ps -o ppid= -p "$1" 2>/dev/null | tr -d ' '; }}
+    session_of() {{
+        # Lines such as n192.0.2.1:22->192.0.2.9:50000, with brackets around addresses of IPv6.
+        lsof -nP -a -p "$1" -iTCP -sTCP:ESTABLISHED -F n 2>/dev/null | sed -n 's/^n\\(.*\\)->\\(.*\\)$/\\2 \\1/p' \\
+            | tr -d '[]' | sed 's/:\\([0-9]*\\) / \\1 /; s/:\\([0-9]*\\)$/ \\1/' | grep .
+    }}
+else
+    started() {{
+        state=$(systemctl is-active tailscaled.service)
+        [ "$state" = active ] || [ "$state" = reloading ]
+    }}
+    parent() {{ sed -n 's/^PPid:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null; }}
+    session_of() {{
+        tr '\\0' '\\n' <"/proc/$1/environ" 2>/dev/null | sed -n 's/^SSH_CONNECTION=//p' | grep .
+    }}
+fi
+"""
+
 # After the boot tailscaled answers NoState, then Starting, until it has read its state and reached the control server.
-_ASK = """
+_ASK = (
+    CLI
+    + _SYSTEM
+    + """
 wait=$1 served=$2 joined=$3 key=$4 only=$5
 if [ -e "$served" ]; then echo '== recorded'; cat -- "$served"; fi
 if [ -e "$joined" ]; then echo '== joined'; fi
 if [ -e "$key" ]; then echo '== leftover'; fi
 if { [ -z "$only" ] || [ -e "$only" ]; } && command -v tailscale >/dev/null; then
     echo '== installed'
-    state=$(systemctl is-active tailscaled.service)
-    if [ "$state" = active ] || [ "$state" = reloading ]; then
+    if started; then
         until=$(($(date +%s) + wait))
         while :; do
-            status=$(timeout 10 tailscale status --json --peers=false 2>/dev/null </dev/null)
+            status=$(limited 10 tailscale status --json --peers=false 2>/dev/null </dev/null)
             case $status in
                 *'"BackendState": "NoState"'* | *'"BackendState": "Starting"'* | '')
                     [ "$(date +%s)" -lt "$until" ] || break
@@ -33,21 +83,21 @@ if { [ -z "$only" ] || [ -e "$only" ]; } && command -v tailscale >/dev/null; the
             esac
         done
         printf '== status\\n%s\\n' "$status"
-        # sudo keeps nothing of the connection in the environment, but a process above it has it.
         process=$$
         while [ "${process:-0}" -gt 1 ]; do
-            if session=$(tr '\\0' '\\n' <"/proc/$process/environ" 2>/dev/null | grep '^SSH_CONNECTION='); then
-                printf '== session\\n%s\\n' "${session#*=}"
+            if session=$(session_of "$process"); then
+                printf '== session\\n%s\\n' "$(printf '%s\\n' "$session" | head -n 1)"
                 break
             fi
-            process=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$process/status" 2>/dev/null)
+            process=$(parent "$process")
         done
-        printf '== preferences\\n%s\\n' "$(timeout 10 tailscale debug prefs 2>/dev/null </dev/null)"
-        printf '== serve\\n%s\\n' "$(timeout 10 tailscale serve status --json 2>/dev/null </dev/null)"
+        printf '== preferences\\n%s\\n' "$(limited 10 tailscale debug prefs 2>/dev/null </dev/null)"
+        printf '== serve\\n%s\\n' "$(limited 10 tailscale serve status --json 2>/dev/null </dev/null)"
     fi
 fi
 echo '== examined'
 """
+)
 
 
 class TailnetNode(Fact[Node]):

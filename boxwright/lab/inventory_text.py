@@ -206,10 +206,13 @@ def known_variables(preset: Path | None) -> dict[str, Any]:
     password or by plain YAML is left out. Raises Refused (BW308) for a preset that is not usable.
     """
     found: dict[str, Any] = {}
-    for folder in [repository_root(), *([preset] if preset else [])]:
-        for path in sorted((folder / "group_vars").glob("**/*.y*ml")):
-            with suppress(Refused):
-                found.update(load_yaml(path))
+    own = repository_root() / "group_vars"
+    of_all = [path for path in sorted(own.glob("**/*.y*ml")) if path != own / "lab.yml"]
+    of_preset = sorted((preset / "group_vars").glob("**/*.y*ml")) if preset else []
+    # What holds for the lab wins over what holds for all, wherever that stands.
+    for path in (*of_all, *of_preset, own / "lab.yml"):
+        with suppress(Refused):
+            found.update(load_yaml(path))
     if preset:
         found.update(read_preset(preset)[1])
     return found

@@ -192,10 +192,16 @@ def _fill_registry(progress: Progress) -> None:
             step.result = "in the mirror"
 
 
-def fill_wheels(progress: Progress, needed: Callable[[], Sequence[Wheel]], what: str = "wheels") -> None:
-    """Make the mirror hold the wheels that `needed` names, which may take a while to find out."""
+def fill_wheels(
+    progress: Progress,
+    needed: Callable[[], Sequence[Wheel]],
+    what: str = "wheels",
+    python: str = wheels.BOX_PYTHON,
+) -> None:
+    """Make the mirror hold the wheels that `needed` names, which may take a while to find out, for `python`."""
     with locked(cache_dir() / "lab" / "wheels.lock"), progress.step(what, "downloading", quiet=True) as step:
-        if wheels.fill_wheels(needed(), mirror_dir() / "files" / "wheels", mirror_dir() / "partial-wheels"):
+        folder = mirror_dir() / "files" / "wheels"
+        if wheels.fill_wheels(needed(), folder, mirror_dir() / "partial-wheels", python):
             step.say("in the mirror")
 
 

@@ -38,6 +38,8 @@ def programs(variables: Mapping[str, Any]) -> list[Fill]:
     fills: list[Fill] = [partial(_packages, engine) for engine in wanted if requirements_of(engine).is_file()]
     if "ollama" in wanted:
         fills.append(partial(_ollama, variables))
+    if variables.get("openwebui_run") == "native":
+        fills.append(_openwebui)
     if variables.get("tailscale_enabled") and variables.get("tailscale_repository", True):
         fills.append(tailnet.fill)
     return fills
@@ -51,6 +53,13 @@ def requirements_of(engine: str) -> Path:
 def _packages(engine: str, root: Path, progress: Progress) -> Mapping[str, Any]:
     wanted = pinned(requirements_of(engine).read_text(encoding="utf-8"))
     mirror.fill_wheels(progress, lambda: wanted, what=f"wheels for {engine}")
+    return {}
+
+
+def _openwebui(root: Path, progress: Progress) -> Mapping[str, Any]:
+    # A box has a newer Python than Open WebUI works with: it must be given one of these, as `openwebui_python` says.
+    wanted = pinned(requirements_of("openwebui").read_text(encoding="utf-8"))
+    mirror.fill_wheels(progress, lambda: wanted, what="wheels for openwebui", python="3.11")
     return {}
 
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from boxwright.errors import Failed, Problem
 from boxwright.lab import image, machine, wheels
 from boxwright.lab.oci import Blob, ImageConfig, Registry, balanced
-from boxwright.paths import state_dir
+from boxwright.paths import repository_root, state_dir
 
 NAME = "ghcr.io/open-webui/open-webui"
-#: Made by `uv pip compile --generate-hashes` for Python 3.11, with overrides that exclude what the module's text names.
-REQUIREMENTS = Path(__file__).parent / "open-webui" / "requirements.txt"
+#: Those with which a box runs it without a container: what the module's text names is left out there too.
+REQUIREMENTS = repository_root() / "roles" / "openwebui" / "requirements.txt"
 # Debian 12 is the last Debian with a Python (3.11) that this release accepts.
 SUITE, PYTHON, GLIBC = "bookworm", "3.11", 36
 PACKAGES = ("python3", "ca-certificates", "curl", "jq", "libmagic1")

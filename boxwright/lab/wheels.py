@@ -72,12 +72,14 @@ def for_python(version: str, glibc: int, architecture: str) -> list[str]:
     ]
 
 
-def download_command(target: Path, requirement_file: Path, architecture: str) -> list[str]:
+def download_command(
+    target: Path, requirement_file: Path, architecture: str, python: str = BOX_PYTHON, glibc: int = BOX_GLIBC
+) -> list[str]:
     """pip's command that puts the required wheels, and nothing that they depend on, into `target`."""
     return [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(target)),
         *("--no-deps", "--require-hashes", "--requirement", str(requirement_file)),
-        *for_python(BOX_PYTHON, BOX_GLIBC, architecture),
+        *for_python(python, glibc, architecture),
     ]
 
 
@@ -96,32 +98,44 @@ def index_html(files: Mapping[str, str]) -> str:
     return f"<!DOCTYPE html>\n<html><head><title>Wheels</title></head><body>\n{links}</body></html>\n"
 
 
-def fetch(wheels: Sequence[Wheel], target: Path) -> None:
-    """Download the wheels into `target`, which must exist; pip checks their digests. Raises Failed (BW307)."""
+def fetch(wheels: Sequence[Wheel], target: Path, python: str = BOX_PYTHON) -> None:
+    """Download the wheels for the Python `python` into `target`, which must exist; pip checks their digests.
+
+    Raises Failed (BW307).
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as handle:
         handle.write(requirements(wheels))
         handle.flush()
         names = ", ".join(f"{wheel.name} {wheel.version}" for wheel in wheels[:3])
         names += f" and {len(wheels) - 3} more" if len(wheels) > 3 else ""
         machine.run(
-            download_command(target, Path(handle.name), machine.architecture()),
+            download_command(target, Path(handle.name), machine.architecture(), python),
             what=f"downloading {names}",
             log=state_dir() / "log" / f"pip-download-{wheels[0].name}.log",
             environment=PIP,
         )
 
 
-def fill_wheels(wheels: Sequence[Wheel], folder: Path, workplace: Path) -> bool:
+def is_for(name: str, python: str) -> bool:
+    """Whether the Python `python` ("3.11") can use the wheel with the file name `name`, by the tags in it."""
+    tag, abi = name.rsplit("-", 3)[1:3]
+    own = f"cp{python.replace('.', '')}"
+    return any(one.startswith("py") or one == own for one in tag.split(".")) or abi == "abi3"
+
+
+def fill_wheels(wheels: Sequence[Wheel], folder: Path, workplace: Path, python: str = BOX_PYTHON) -> bool:
     """Make `folder` hold the wheels and their index page; False when it did already. Wheels of earlier lists stay.
 
-    `workplace` is a folder on the same file system for what is not complete yet; nobody else uses it.
+    They are those for the Python `python`. `workplace` is a folder on the same file system for what is not complete
+    yet; nobody else uses it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     have = {path.name: sha256_of(path) for path in folder.glob("*.whl")}
-    missing = [wheel for wheel in wheels if not set(wheel.sha256.values()) & set(have.values())]
+    fit = {digest for name, digest in have.items() if is_for(name, python)}
+    missing = [wheel for wheel in wheels if not set(wheel.sha256.values()) & fit]
     if missing:
         _emptied(workplace)
-        fetch(missing, workplace)
+        fetch(missing, workplace, python)
         for path in workplace.glob("*.whl"):
             have[path.name] = sha256_of(path)
             path.chmod(0o644)

@@ -19,18 +19,18 @@ _OURS = re.compile(r".+-[0-9a-f]{12}(\.new|\.archive(\.part|\.sha256)?)?")
 _UNPACK = """
 folder=$1 archive=$2 program=$3 digest=$4 marker=$5 name=$6
 new=$folder.new
-fail() { rm -rf --one-file-system -- "$new"; printf '%s\\n' "$1" >&2; exit 1; }
+fail() { remove_tree "$new"; printf '%s\\n' "$1" >&2; exit 1; }
 umask 022
 exec 9<"$(dirname -- "$folder")" || exit 1
-flock -w 3600 9 || { echo "another run has been unpacking beside $folder for an hour" >&2; exit 1; }
-rm -rf --one-file-system -- "$new" || exit 1
+wait_lock 3600 || { echo "another run has been unpacking beside $folder for an hour" >&2; exit 1; }
+remove_tree "$new" || exit 1
 mkdir -- "$new" || exit 1
 said=$(tar --extract --no-same-owner --no-same-permissions --file="$archive" --directory="$new" 2>&1) \\
     || fail "$name could not be unpacked in $folder: $(printf '%s' "$said" | tail -n 2)"
 [ -x "$new/$program" ] || fail "$name has no program $program"
-sync -f -- "$new" || fail "cannot write into $folder"
+sync_disk "$new" || fail "cannot write into $folder"
 echo "$digest $(program_state "$new/$program")" >"$new/$marker" || fail "cannot write into $folder"
-rm -rf --one-file-system -- "$folder" && mv -T -- "$new" "$folder" && rm -f -- "$archive" "$archive.sha256"
+remove_tree "$folder" && move_onto "$new" "$folder" && rm -f -- "$archive" "$archive.sha256"
 """
 
 
@@ -65,4 +65,4 @@ def prune(base: str, keep: Sequence[str]) -> Commands:
         return
     old = [path for name in found if _OURS.fullmatch(name) and (path := f"{base}/{name}") not in keep]
     if old:
-        yield script('rm -rf --one-file-system -- "$@"', *old)
+        yield script('remove_tree "$@"', *old)

@@ -11,8 +11,9 @@ from pyinfra import host, logger, state
 from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import OperationTypeError, OperationValueError
 
+from boxwright import platforms
 from boxwright.artifacts import Download, MirrorSettings
-from boxwright.facts.files import DownloadedFile, Entries, File, FileState, Json, Leftovers, Text
+from boxwright.facts.files import IDENTITY, DownloadedFile, Entries, File, FileState, Json, Leftovers, Text
 from boxwright.operations.api import Commands, Content, operation
 from boxwright.operations.merge import DuplicateKey, load, merge, take_back
 from boxwright.shell import ARRIVING, refuse, script
@@ -34,41 +35,42 @@ name=$(basename -- "$path")
 umask 077
 for left in "$folder"/.boxwright-????????????????."$name"; do
     # Left over by a run that was killed; a younger one may belong to a run that is under way.
-    if [ -f "$left" ] && [ ! -L "$left" ]; then find "$left" -maxdepth 0 -mmin +10 -delete; fi
+    if [ -f "$left" ] && [ ! -L "$left" ]; then
+        [ -z "$(find "$left" -maxdepth 0 -mmin +10)" ] || rm -f -- "$left"
+    fi
 done
 temporary=$folder/.boxwright-$(od -An -N8 -tx8 /dev/urandom | tr -d ' ').$name
-opened=/proc/self/fd/3
 set -C
 exec 3>"$temporary" || exit 1
 set +C
 trap 'rm -f -- "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
-head -c "$size" >&3 || fail "cannot write $path"
-[ "$(stat -Lc %s $opened)" -eq "$size" ] || fail "cannot write $path: the text arrived incomplete"
-sync -- $opened || exit 1
-if [ -n "$owner" ]; then chown -- "$owner" $opened || exit 1; fi
-chmod -- "$mode" $opened || exit 1
+# A Mac's head wants a number above 0.
+[ "$size" -eq 0 ] || head -c "$size" >&3 || fail "cannot write $path"
+[ "$(opened_details %s %z)" -eq "$size" ] || fail "cannot write $path: the text arrived incomplete"
+opened_sync || exit 1
+if [ -n "$owner" ]; then opened_chown "$owner" || exit 1; fi
+opened_chmod "$mode" || exit 1
 if [ -n "$validate" ]; then
     sh -c "$validate" validate "$temporary" >&2 3>&- \\
         || fail "$path was left as it is: the new text was not accepted by: $6"
 fi
 exec 3>&-
-mv -fT -- "$temporary" "$path" || exit 1
+move_onto "$temporary" "$path" || exit 1
 trap - EXIT
 """
 
 # At no moment more open than before or after: what only the old mode allows goes first, what only the new one allows
 # comes last. Done by a descriptor of what was found at the path, so that no link can be put in its place meanwhile.
 _ADJUST = """
-opened=/proc/self/fd/3
 exec 3<"$1" || exit 1
-if [ "$(stat -c %d:%i -- "$1")" != "$(stat -Lc %d:%i $opened)" ]; then
+if [ "$(details %d:%i %d:%i "$1")" != "$(opened_details %d:%i %d:%i)" ]; then
     echo "$1 was exchanged for something else while it was looked at" >&2
     exit 1
 fi
-chmod -- "$2" $opened || exit 1
-[ -z "$3" ] || chown -- "$3" $opened || exit 1
-chmod -- "$4" $opened
+opened_chmod "$2" || exit 1
+[ -z "$3" ] || opened_chown "$3" || exit 1
+opened_chmod "$4"
 """
 
 
@@ -85,17 +87,20 @@ def _absolute(path: str) -> str:
 
 
 def _owner(user: str | None, group: str | None) -> str:
-    return f"{user or ''}{':' + group if group else ''}"
+    return f"{user or ''}{':' + platforms.group(group) if group else ''}"
 
 
 def write(path: str, text: str, owner: str, mode: int, validate: str | None = None) -> StringCommand:
     """The command that puts a file with `text` in place, atomically; `owner` is `user:group`. Never prints `text`."""
     check = (validate or "").replace("{path}", '"$1"')
+    user, colon, group = owner.partition(":")
+    owner = f"{user}{colon}{platforms.group(group)}"
     return script(_WRITE, path, len(text.encode()), owner, f"{mode:04o}", check, validate or "", stdin=text)
 
 
 def _adjustments(path: str, found: FileState, user: str | None, group: str | None, mode: int) -> Commands:
     """What gives an existing file or folder its owner and mode, when it has others."""
+    group = platforms.group(group) if group is not None else None
     owner_differs = (user is not None and found.owner != user) or (group is not None and found.group != group)
     if owner_differs or found.mode != mode:
         owner = _owner(user, group) if owner_differs else ""
@@ -134,6 +139,7 @@ def content(
     read it. A symbolic link at `path` is replaced by the file; a missing folder or a folder at `path` is an error. Only
     what differs is changed: a wrong mode does not rewrite the file.
 
+    The group `root` is that of root, also where it is called `wheel`.
     `validate` is a shell command that must accept the new file before it is put in place; `{path}` in it stands for the
     new file's path, quoted.
     `secret` keeps the text out of `--diff`. `user` or `group` None leaves the owner as it is.
@@ -192,7 +198,7 @@ def absent(path: str, recursive: bool = False) -> Commands:
         if len(PurePosixPath(path).parts) < 3 or ".." in PurePosixPath(path).parts:
             yield refuse(f"{path} is not removed with all it holds: it is too near the root of the file system")
             return
-        yield script('rm -rf --one-file-system -- "$1"', path)
+        yield script('remove_tree "$1"', path)
     elif found.kind == "directory":
         yield script('rmdir -- "$1"', path)
     elif found.kind != "absent":
@@ -299,17 +305,17 @@ folder=$(dirname -- "$path")
 fail() { printf '%s\\n' "$1" >&2; exit 1; }
 kind=sha256
 [ "${#wanted}" -ne 128 ] || kind=sha512
-digest() { sum=$("${kind}sum" <"$1") || exit 1; echo "${sum%% *}"; }
-bytes() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
+digest() { sum=$("$kind" <"$1") || exit 1; echo "${sum%% *}"; }
+bytes() { details %s %z "$1" 2>/dev/null || echo 0; }
 umask 022
 [ -d "$folder" ] || fail "cannot fetch $name: the folder $folder does not exist"
 [ -L "$path" ] || [ ! -d "$path" ] || fail "cannot fetch $name: a folder is in the place of $path"
 command -v curl >/dev/null || fail "cannot fetch $name: curl is not installed on this box"
 # A run that was interrupted may have left its command running here: wait for it, then see what it achieved.
 exec 9<"$folder" || exit 1
-if ! flock -n 9; then
+if ! try_lock; then
     echo "another run is fetching into $folder: waiting for it" >&2
-    flock -w 3600 9 || fail "cannot fetch $name: another run has been fetching into $folder for an hour"
+    wait_lock 3600 || fail "cannot fetch $name: another run has been fetching into $folder for an hour"
     if [ ! -L "$path" ] && [ -f "$path" ] && [ "$(digest "$path")" = "$wanted" ]; then exit 0; fi
 fi
 if [ -L "$part" ] || { [ -e "$part" ] && [ ! -f "$part" ]; }; then rm -rf -- "$part" || exit 1; fi
@@ -380,8 +386,8 @@ if [ "$found" != "$wanted" ]; then
 fi
 if [ -n "$owner" ]; then chown -- "$owner" "$part" || exit 1; fi
 chmod -- "$mode" "$part" || exit 1
-sync -- "$part" || exit 1
-mv -fT -- "$part" "$path"
+sync_file "$part" || exit 1
+move_onto "$part" "$path"
 """
 
 # A downloaded file and what is kept beside it.
@@ -389,9 +395,9 @@ _BESIDE = ("", ".part", ".sha256")
 
 # $1 path, $2 its digest, just verified. The note is written last and atomically; without it the file is read again.
 _REMEMBER = """
-note="$2 $(stat -c '%s %.9Y %.9Z %i' -- "$1")" || exit 1
+note="$2 $(file_identity "$1")" || exit 1
 umask 022
-printf '%s\\n' "$note" >"$1.sha256.new" && mv -fT -- "$1.sha256.new" "$1.sha256"
+printf '%s\\n' "$note" >"$1.sha256.new" && move_onto "$1.sha256.new" "$1.sha256"
 """
 
 
@@ -414,13 +420,13 @@ def fetch(
         yield from adjustments
         # A new owner or mode changes the file's change time, which is part of the note.
         if adjustments or not found.remembered:
-            yield script(_REMEMBER, path, artifact.digest)
+            yield script(IDENTITY + _REMEMBER, path, artifact.digest)
         return
     url = mirror.file_url(artifact.url) if mirror else artifact.url
     owner = _owner(user, group)
     arguments = (path, url, artifact.digest, artifact.size, owner, f"{wanted:04o}", artifact.name, artifact.url)
     yield script(ARRIVING + _DOWNLOAD, *arguments, stdin=artifact.token if url == artifact.url else "")
-    yield script(_REMEMBER, path, artifact.digest)
+    yield script(IDENTITY + _REMEMBER, path, artifact.digest)
 
 
 @operation()
@@ -457,7 +463,7 @@ def only(path: str, keep: Sequence[str]) -> Commands:
         return
     kept = {name + suffix for name in names for suffix in _BESIDE}
     if others := [f"{path}/{name}" for name in found if name not in kept]:
-        yield script('rm -rf --one-file-system -- "$@"', *others)
+        yield script('remove_tree "$@"', *others)
 
 
 @operation()

@@ -15,16 +15,20 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import StringCommand
 
+from boxwright import launchd
 from boxwright.facts.accounts import Accounts
 from boxwright.facts.files import Entries
 from boxwright.facts.ollama import CANDIDATE, FORMER, MANIFESTS, OllamaModel, manifest_path, place
 from boxwright.operations.api import Commands, operation
-from boxwright.services import SANDBOX
+from boxwright.services import Service
+from boxwright.settings import System
 from boxwright.shell import ARRIVING, refuse, script
+from boxwright.systemd import SANDBOX
 
-# Runs in the process of its own: PROGRAM METHOD PATH; the request's body comes on standard input.
+# Runs in the process of its own: PROGRAM METHOD PATH; the request's body comes on standard input. What it leaves goes
+# with the store that was made for it, and what it started with the process.
 _REQUEST = """
-log=$(mktemp) || exit 1
+log=$OLLAMA_MODELS/log
 exec 3<&0
 "$1" serve >"$log" 2>&1 </dev/null 3<&- &
 server=$!
@@ -67,8 +71,8 @@ clear_store() {
 
 # $1 name, $2 where its manifest is in its namespace, $3 folder of the store, $4 record, $5 user, $6 unit, $7 address,
 # $8 definition, $9 file, ${10} its digest or nothing, ${11} name to pull or nothing, ${12} path of the question,
-# ${13} its body, ${14} the script above, ${15} program of Ollama, then the options of systemd-run. Standard input is
-# the request; @DIGEST@ in it stands for the digest of the file.
+# ${13} its body, ${14} the script above, ${15} program of Ollama, then the words before a command that is run as the
+# process of its own. Standard input is the request; @DIGEST@ in it stands for the digest of the file.
 #
 # Models are made in a store of their own beside the one that is served, with the same folder of blobs. Where a model of
 # that name serves already, the new one goes there under a name that nobody knows, is asked, and only then gets its own.
@@ -80,17 +84,39 @@ shift 6
 fail() { printf '%s\\n' "$1" >&2; exit 1; }
 new=$store-new names=$store/MANIFESTS
 manifest=$names/library/$place candidate=$names/CANDIDATE/$place former=$names/FORMER/$place
+if [ -d /System/Library ]; then
+    log=LOGS/${unit%.service}/${unit%.service}.log
+    serving() { launchctl print "system/boxwright.${unit%.service}" 2>/dev/null | grep -q '^	state = running$'; }
+    listen() { since=$(wc -c <"$log" 2>/dev/null); }
+    heard() {
+        # It may have been emptied meanwhile.
+        [ "$(wc -c <"$log")" -ge "$since" ] || since=0
+        tail -c "+$((since + 1))" -- "$log"
+    }
+    # Costs no space where the file system can share it.
+    copied() { cp -c -- "$1" "$2" 2>/dev/null || cp -- "$1" "$2"; }
+else
+    serving() { systemctl --quiet is-active "$unit"; }
+    listen() { since=$(date +%s); }
+    heard() { journalctl --quiet --no-pager --output=cat --since="@$since" --unit="$unit"; }
+    copied() { cp --reflink=auto -- "$1" "$2"; }
+fi
 # Ollama writes there too, by itself.
 folder() { install -d -o "$user" -g "$user" -m 0755 -- "$@"; }
 clean() { rm -rf -- "$new" "$names/CANDIDATE" "$names/FORMER"; }
 # The blob with the weights.
 weights() { grep -o '"mediaType":"application/vnd.ollama.image.model","digest":"[^"]*"' "$1"; }
-# With a network, the server beside may reach a registry; without, this machine alone.
+# With a network, the server beside may reach a registry; without, this machine alone, where that can be had.
 request() {
     network=$1 path=$2
     shift 2
-    [ "$network" = yes ] || set -- "$@" --property=IPAddressDeny=any --property=IPAddressAllow=localhost
-    systemd-run "$@" /usr/bin/env OLLAMA_HOST=127.0.0.1:0 OLLAMA_MODELS="$new" \\
+    if [ "$1" != systemd-run ]; then
+        # An account without a home: Ollama makes a key there.
+        set -- "$@" /usr/bin/env HOME="$new"
+    elif [ "$network" = no ]; then
+        set -- "$@" --property=IPAddressDeny=any --property=IPAddressAllow=localhost
+    fi
+    "$@" /usr/bin/env OLLAMA_HOST=127.0.0.1:0 OLLAMA_MODELS="$new" \\
         /bin/sh -c "$requests" request "$program" POST "$path"
 }
 # post URL BODY OPTION...
@@ -100,15 +126,14 @@ post() {
     curl --silent --show-error --noproxy '*' --header 'Content-Type: application/json' --data "$said" "$@" "$to" 2>&1
 }
 answers() {
-    since=$(date +%s)
+    listen
     answer=$(post "$url$question" "$1" --write-out '\\n%{http_code}')
     [ "${answer##*
 }" = 200 ]
 }
-# What Ollama tells its journal alone.
+# What Ollama tells its log alone.
 why() {
-    said=$(journalctl --quiet --no-pager --output=cat --since="@$since" --unit="$unit" \\
-        | grep 'error loading model' | tail -n 1)
+    said=$(heard | grep 'error loading model' | tail -n 1)
     [ -n "$said" ] || return 0
     printf '\n%s' "$said"
     case $said in *'unknown model architecture'*) printf ': a newer Ollama may know it, see ollama_version' ;; esac
@@ -122,7 +147,7 @@ umask 022
 mkdir -p -- "$(dirname -- "$record")" || exit 1
 body=$(cat)
 exec 9<"$store" || exit 1
-flock -w 14400 9 || fail "another run has been busy with the models of Ollama for hours"
+wait_lock 14400 || fail "another run has been busy with the models of Ollama for hours"
 clean
 trap clean EXIT
 folder "$new" "$new/manifests" && ln -s "$store/blobs" "$new/blobs" || exit 1
@@ -130,13 +155,12 @@ if [ -n "$file" ]; then
     [ -f "$file" ] || fail "cannot make the model $name: there is no file $file"
     [ "$(head -c 4 -- "$file")" = GGUF ] || fail "cannot make the model $name: $file is not a GGUF file"
     if [ -z "$wanted" ] || [ ! -f "$store/blobs/sha256-$wanted" ]; then
-        size=$(stat -Lc %s -- "$file") free=$(free)
+        size=$(target_details %s %z "$file") free=$(free)
         [ "$free" -ge "$size" ] || fail "cannot make the model $name: it needs $size bytes ($((size / 1048576)) MiB) \\
 in $store, which has $free bytes ($((free / 1048576)) MiB) free"
         copy=$store/blobs/new-$$
-        # Costs no space where the file system can share it.
-        cp --reflink=auto -- "$file" "$copy" || { rm -f -- "$copy"; exit 1; }
-        found=$(sha256sum <"$copy") && found=${found%% *} || { rm -f -- "$copy"; exit 1; }
+        copied "$file" "$copy" || { rm -f -- "$copy"; exit 1; }
+        found=$(sha256 <"$copy") && found=${found%% *} || { rm -f -- "$copy"; exit 1; }
         if [ -n "$wanted" ] && [ "$found" != "$wanted" ]; then
             rm -f -- "$copy"
             fail "cannot make the model $name: $file has the wrong checksum
@@ -144,8 +168,8 @@ in $store, which has $free bytes ($((free / 1048576)) MiB) free"
   found    sha256 $found"
         fi
         wanted=$found
-        chown -- "$user:$user" "$copy" && chmod 0644 -- "$copy" || exit 1
-        mv -fT -- "$copy" "$store/blobs/sha256-$wanted" || exit 1
+        chown -- "$user:$user" "$copy" && chmod -- 0644 "$copy" || exit 1
+        move_onto "$copy" "$store/blobs/sha256-$wanted" || exit 1
     fi
 fi
 if [ -n "$pulled" ]; then
@@ -164,11 +188,11 @@ printf '%s' "$body" | sed "s/@DIGEST@/$wanted/" | request no /api/create "$@" \\
     || { clear_store "$store"; fail "cannot make the model $name${file:+ of $file}"; }
 made=$new/MANIFESTS/library/$place
 serves=
-if systemctl --quiet is-active "$unit"; then serves=yes; fi
+if serving; then serves=yes; fi
 if cmp -s -- "$made" "$manifest"; then
     :
 elif [ -n "$serves" ] && [ -f "$manifest" ]; then
-    folder "$names/CANDIDATE" "${candidate%/*}" && mv -fT -- "$made" "$candidate" || exit 1
+    folder "$names/CANDIDATE" "${candidate%/*}" && move_onto "$made" "$candidate" || exit 1
     answers "$(printf '%s' "$asked" | sed 's|"model": "|&CANDIDATE/|')" || {
         rm -f -- "$candidate"
         clear_store "$store"
@@ -176,7 +200,7 @@ elif [ -n "$serves" ] && [ -f "$manifest" ]; then
 what had that name before serves on"
     }
     folder "$names/FORMER" "${former%/*}" && cp -p -- "$manifest" "$former" || exit 1
-    mv -fT -- "$candidate" "$manifest" || exit 1
+    move_onto "$candidate" "$manifest" || exit 1
     # What is in memory is there under the name that it was loaded by, and may stay there for ever: both go when nobody
     # is being answered by them, and the model is loaded by its own name.
     [ "$(weights "$manifest")" = "$(weights "$former")" ] || unload "FORMER/$name"
@@ -187,7 +211,7 @@ what had that name before serves on"
     done
     answers "$asked" || fail "the model $name answered under another name, and does not under its own: $answer"
 else
-    folder "$names" "$names/library" "${manifest%/*}" && mv -fT -- "$made" "$manifest" || exit 1
+    folder "$names" "$names/library" "${manifest%/*}" && move_onto "$made" "$manifest" || exit 1
     [ -z "$serves" ] || answers "$asked" || {
         rm -f -- "$manifest"
         clear_store "$store"
@@ -196,9 +220,9 @@ else
 fi
 {
     echo "$definition"
-    sha256sum <"$manifest" | cut -d ' ' -f 1
-    [ -z "$file" ] || stat -Lc '%s %.9Y' -- "$file"
-} >"$record.new" && mv -fT -- "$record.new" "$record" || exit 1
+    sha256 <"$manifest" | cut -d ' ' -f 1
+    [ -z "$file" ] || target_details '%s %.9Y' '%z %Fm' "$file"
+} >"$record.new" && move_onto "$record.new" "$record" || exit 1
 # What only the earlier model of that name used.
 clean
 clear_store "$store"
@@ -209,7 +233,7 @@ clear_store "$store"
 _REMOVE = """
 store=$1 records=$2
 exec 9<"$store" || exit 1
-flock -w 14400 9 || { echo "another run has been busy with the models of Ollama for hours" >&2; exit 1; }
+wait_lock 14400 || { echo "another run has been busy with the models of Ollama for hours" >&2; exit 1; }
 while IFS=' ' read -r name manifest; do
     rm -f -- "$manifest" && rm -f -- "$records/$name" || exit 1
 done
@@ -217,7 +241,7 @@ clear_store "$store"
 """
 
 MAKE = ARRIVING + _CLEAR + _MAKE
-for _word, _value in (("CANDIDATE", CANDIDATE), ("FORMER", FORMER), ("MANIFESTS", MANIFESTS)):
+for _word, _value in (("CANDIDATE", CANDIDATE), ("FORMER", FORMER), ("MANIFESTS", MANIFESTS), ("LOGS", launchd.LOGS)):
     MAKE = MAKE.replace(_word, _value)
 
 # What a server that is started beside the serving one may not be denied.
@@ -229,10 +253,12 @@ class Store:
     """Where Ollama's models are, and by what they are put there.
 
     `program` is the path of Ollama, `folder` its store, `records` the folder of the notes about models that boxwright
-    made. `state_directory` (a name below /var/lib) is what the process beside may write; it runs as `user` with the
-    variables of `environment_file`. `unit` is the serving service, which answers at `url`.
+    made. The process beside runs as `user`, to whom the store belongs, with the variables of `environment_file`. On
+    Linux it may write `state_directory` (a name below /var/lib) alone; on a Mac, which has no such sandbox, `user` is
+    not the one as whom the serving process runs. `unit` is the serving service, which answers at `url`.
     """
 
+    system: System
     program: str
     folder: str
     records: str
@@ -242,10 +268,19 @@ class Store:
     unit: str
     url: str
 
-    def options(self) -> tuple[str, ...]:
-        """Options of systemd-run for the process beside: the sandbox of every service, and what it may write."""
+    def beside(self) -> tuple[str, ...]:
+        """The words before a command by which it runs in the process beside."""
+        if self.system == "darwin":
+            service = Service(
+                name=f"{self.unit}-store",
+                description="Makes models",
+                command=(self.program, "serve"),
+                user=self.user,
+                environment_file=self.environment_file,
+            )
+            return (*launchd.as_service(service), "--")
         found = [
-            *("--quiet", "--collect", "--wait", "--pipe", "--service-type=exec"),
+            *("systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--service-type=exec"),
             f"--description=Ollama, making models for {self.unit}",
             f"--property=User={self.user}",
             f"--property=Group={self.user}",
@@ -350,7 +385,7 @@ def arguments(store: Store, definition: Definition) -> tuple[str, ...]:
         *definition.question,
         _REQUEST,
         store.program,
-        *store.options(),
+        *store.beside(),
     )
 
 

@@ -12,6 +12,7 @@ from boxwright.facts.python_packages import MARKER, PYTHON_VERSION, VirtualEnvir
 from boxwright.operations.api import Commands, operation
 from boxwright.shell import refuse, script
 
+# That of Debian. A role names another for a Mac, where this one is Apple's, in a version of Apple's choice.
 PYTHON = "/usr/bin/python3"
 
 # $1 path, $2 interpreter, $3 marker, $4 digest of the requirements, $5 where packages come from, then arguments for
@@ -24,22 +25,24 @@ fail() { rm -rf -- "$path"; printf '%s\\n' "$1" >&2; exit 1; }
 base=$(dirname -- "$path")
 umask 022
 mkdir -p -- "$base" || exit 1
-command -v "$python" >/dev/null || { echo "cannot make $path: $python is not installed on this box" >&2; exit 1; }
+has_python "$python" || { echo "cannot make $path: $python is not installed on this box" >&2; exit 1; }
 version=$(python_version "$python") || exit 1
 # A run that was interrupted may have left its command running here: wait for it, then see what it achieved.
 exec 9<"$base" || exit 1
-if ! flock -n 9; then
+if ! try_lock; then
     echo "another run is making an environment in $base: waiting for it" >&2
-    flock -w 3600 9 || { echo "another run has been busy in $base for an hour" >&2; exit 1; }
+    wait_lock 3600 || { echo "another run has been busy in $base for an hour" >&2; exit 1; }
     if [ "$(cat -- "$path/$marker" 2>/dev/null)" = "$version $digest" ]; then exit 0; fi
 fi
 rm -rf -- "$path" || exit 1
-said=$("$python" -m venv -- "$path" 2>&1) || fail "cannot make $path (is python3-venv installed?): $said"
+hint=" (is python3-venv installed?)"
+[ ! -d /System/Library ] || hint=
+said=$("$python" -m venv -- "$path" 2>&1) || fail "cannot make $path$hint: $said"
 printf '%s\\n' "$requirements" >"$path/requirements.txt" || fail "cannot write into $path"
 "$path/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --no-cache-dir \\
     --retries 2 --require-hashes --no-deps --only-binary :all: "$@" --requirement "$path/requirements.txt" >&2 \\
     || fail "pip could not install $(cut -d ' ' -f 1 "$path/requirements.txt" | tr '\\n' ' ')from $origin"
-sync -f -- "$path" || fail "cannot write into $path"
+sync_disk "$path" || fail "cannot write into $path"
 echo "$version $digest" >"$path/$marker.new" && mv -f -- "$path/$marker.new" "$path/$marker"
 """
 
@@ -67,7 +70,7 @@ def venv(
     Its path is `venv_path(base, requirements)`. pip takes wheels with the named digests only, from `mirror` when it is
     set, else from the package index at the address `index`, else from the one that the box is configured for; it
     resolves nothing. An environment that was left half made, or that was made for another version of Python, is made
-    anew. Needs python3-venv on the target.
+    anew. Needs python3-venv on a Debian.
     """
     path = venv_path(base, requirements, python)
     digest = sha256(requirements.encode()).hexdigest()
@@ -97,4 +100,4 @@ def prune(base: str, keep: Sequence[str]) -> Commands:
     kept = {path.rpartition("/")[2] for path in keep}
     old = [f"{base}/{name}" for name in found if re.fullmatch(r"[0-9a-f]{16}", name) and name not in kept]
     if old:
-        yield script('rm -rf --one-file-system -- "$@"', *old)
+        yield script('remove_tree "$@"', *old)

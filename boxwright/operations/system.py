@@ -15,11 +15,18 @@ if [ ! -f "/usr/share/zoneinfo/$1" ]; then
     echo "the time zone $1 is not in /usr/share/zoneinfo: correct its name, or install the package tzdata" >&2
     exit 1
 fi
-if [ -d /run/systemd/system ] && command -v timedatectl >/dev/null && timedatectl set-timezone "$1" 2>/dev/null; then
+if command -v systemsetup >/dev/null; then
+    # Only macOS has it. It writes to its own log, and its exit code says nothing.
+    systemsetup -settimezone "$1" >/dev/null 2>&1 </dev/null
+    case $(readlink /etc/localtime) in
+        */zoneinfo/"$1") ;;
+        *) ln -sfn -- "/usr/share/zoneinfo/$1" /etc/localtime || exit 1 ;;
+    esac
+elif [ -d /run/systemd/system ] && command -v timedatectl >/dev/null && timedatectl set-timezone "$1" 2>/dev/null; then
     # It keeps /etc/localtime alone; /etc/timezone is what Debian's own programs read, where it exists.
     :
 else
-    ln -sfn -- "/usr/share/zoneinfo/$1" /etc/localtime.new && mv -fT /etc/localtime.new /etc/localtime || exit 1
+    ln -sfn -- "/usr/share/zoneinfo/$1" /etc/localtime.new && move_onto /etc/localtime.new /etc/localtime || exit 1
 fi
 umask 022
 [ ! -e /etc/timezone ] || echo "$1" >/etc/timezone

@@ -5,17 +5,20 @@ Every command of Tailscale that could wait for a person has a time limit and not
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from pyinfra import host, logger
 
-from boxwright.facts.tailscale import TailnetNode
+from boxwright import platforms
+from boxwright.facts.tailscale import CLI, TailnetNode
 from boxwright.guard import DEADLINE, Change
 from boxwright.operations.api import Commands, Content, operation
 from boxwright.operations.files import RECORDS
 from boxwright.operations.guard import guarded, settled
+from boxwright.settings import System
 from boxwright.shell import refuse, script
 from boxwright.tailnet import (
     Endpoint,
@@ -40,12 +43,17 @@ from boxwright.tailnet import (
 
 # Notes on the box: which ports and paths boxwright serves, and that it was boxwright that joined the tailnet.
 SERVED, JOINED = f"{RECORDS}/tailscale-served.json", f"{RECORDS}/tailscale-joined"
-# The key lies in memory, for the moments of the join.
-KEY = "/run/boxwright-tailscale-key"
+# The key lies there for the moments of the join: in memory, on a Mac in the folder that is emptied at each boot.
+KEYS: dict[System, str] = {
+    "linux": "/run/boxwright-tailscale-key",
+    "darwin": "/var/run/boxwright-tailscale-key",
+}
 UNKNOWN = "what Tailscale does on this box could not be examined"
 
 # What Tailscale and its control servers say, in words that tell what to do. $said is what `tailscale up` wrote.
-_EXPLAIN = """
+_EXPLAIN = (
+    CLI
+    + """
 explain() {
     now=$(date -u '+%Y-%m-%d %H:%M UTC')
     case $said in
@@ -84,10 +92,11 @@ console, Machines); then apply again. A key that is pre-approved spares this' ;;
     esac
 }
 state() {
-    timeout 10 tailscale status --json --peers=false 2>/dev/null </dev/null \\
+    limited 10 tailscale status --json --peers=false 2>/dev/null </dev/null \\
         | sed -n 's/^  "BackendState": "\\(.*\\)",*$/\\1/p'
 }
 """
+)
 
 # $1 seconds, $2 key file, $3 note, $4 control server, $5 tags, then arguments of `tailscale up`; the key comes on
 # standard input. The note is made first: a run that is killed after the join has noted it.
@@ -105,17 +114,24 @@ cat >"$key" || exit 1
 set +C
 (umask 022; mkdir -p -- "$(dirname -- "$joined")" && printf '%s\\n' "$control" >"$joined") || exit 1
 began=$(date +%s)
+written() {
+    if [ -d /System/Library ]; then
+        tail -n 50 /var/log/boxwright/tailscaled/tailscaled.log
+    else
+        journalctl --quiet --output=cat --unit=tailscaled --since="@$began"
+    fi
+}
 # What tailscaled tells may still be of the attempt before, which it goes on with for a moment.
 up() {
     tries=0
-    until said=$(timeout --kill-after=5 "$((seconds + 10))" \\
+    until said=$(limited "$((seconds + 10))" \\
         tailscale up --auth-key="file:$key" --timeout="${seconds}s" "$@" 2>&1 </dev/null); do
         tries=$((tries + 1))
         case $tries$said in 3*) return 1 ;; *'backend error'*) sleep 1 ;; *) return 1 ;; esac
     done
 }
 given() {
-    timeout 10 tailscale status --json --peers=false 2>/dev/null </dev/null | tr -d ' \\n\\t' \\
+    limited 10 tailscale status --json --peers=false 2>/dev/null </dev/null | tr -d ' \\n\\t' \\
         | sed -n 's/.*"Self":{[^}]*"Tags":\\[\\([^]]*\\)\\].*/\\1/p' | tr -d '"' | tr , '\\n' | sort
 }
 if [ -z "$tags" ]; then
@@ -134,7 +150,7 @@ else
                     n=$((n + 1))
                     sleep 0.2
                 done
-                timeout --kill-after=5 20 tailscale logout >/dev/null 2>&1 </dev/null
+                limited 20 tailscale logout >/dev/null 2>&1 </dev/null
                 said=$first
             fi ;;
     esac
@@ -143,8 +159,7 @@ case $said in
     *'timeout waiting'* | '')
         # Then what went wrong stands in the log.
         said="$said
-$(journalctl --quiet --output=cat --unit=tailscaled --since="@$began" \\
-    | grep -i -e 'register' -e 'x509' -e 'auth' -e 'dial' | tail -n 5)" ;;
+$(written | grep -i -e 'register' -e 'x509' -e 'auth' -e 'dial' | tail -n 5)" ;;
 esac
 printf 'the box cannot join the tailnet: %s\\n' "$(explain)" >&2
 printf '%s\\n' "$said" | sed -E 's/[th]skey-[A-Za-z0-9_-]+/<key>/g' | grep . | tail -n 8 >&2
@@ -157,7 +172,7 @@ _UP = (
     _EXPLAIN
     + """
 seconds=$1 control=$2
-said=$(timeout --kill-after=5 "$seconds" tailscale up 2>&1 </dev/null) && exit 0
+said=$(limited "$seconds" tailscale up 2>&1 </dev/null) && exit 0
 printf 'the box is not in its tailnet again: %s\\n' "$(explain)" >&2
 printf '%s\\n' "$said" | tail -n 5 >&2
 exit 1
@@ -166,7 +181,8 @@ exit 1
 
 
 def _node(only_with: str = "") -> Node | None:
-    found: Node | None = host.get_fact(TailnetNode, served=SERVED, joined=JOINED, key=KEY, only_with=only_with)
+    key = KEYS[platforms.system()]
+    found: Node | None = host.get_fact(TailnetNode, served=SERVED, joined=JOINED, key=key, only_with=only_with)
     return found
 
 
@@ -185,19 +201,21 @@ def joined(membership: Membership, key: str | Content = "", seconds: int = 60) -
     text = key.text if isinstance(key, Content) else key
     step = membership_step(found, membership, bool(text))
     if found.leftover:
-        yield script('rm -f -- "$1"', KEY)
+        yield script('rm -f -- "$1"', KEYS[platforms.system()])
     if step.problem:
         yield refuse(step.problem)
     elif step.action == "join":
-        arguments = (seconds, KEY, JOINED, membership.control, " ".join(membership.tags))
+        arguments = (seconds, KEYS[platforms.system()], JOINED, membership.control, " ".join(membership.tags))
         yield script(_JOIN, *arguments, *membership.join_arguments, stdin=text)
     elif step.action == "up":
         yield script(_UP, seconds, membership.control)
 
 
 # Arguments: the flags.
-_SET = """
-if ! said=$(timeout --kill-after=5 20 tailscale set "$@" 2>&1 </dev/null); then
+_SET = (
+    CLI
+    + """
+if ! said=$(limited 20 tailscale set "$@" 2>&1 </dev/null); then
     printf 'tailscale set %s: %s\\n' "$*" "$said" >&2
     case $said in
         *'lose'*'ssh'* | *'accept-risk'*)
@@ -206,28 +224,35 @@ if ! said=$(timeout --kill-after=5 20 tailscale set "$@" 2>&1 </dev/null); then
     exit 1
 fi
 """
+)
 
 # Arguments: the flags. After a boot tailscaled does not answer at once.
-_SET_AGAIN = """
+_SET_AGAIN = (
+    CLI
+    + """
 n=0
-until said=$(timeout --kill-after=5 20 tailscale set "$@" 2>&1 </dev/null); do
+until said=$(limited 20 tailscale set "$@" 2>&1 </dev/null); do
     n=$((n + 1))
     if [ "$n" -ge 60 ]; then printf 'tailscale set %s: %s\\n' "$*" "$said" >&2; exit 1; fi
     sleep 1
 done
 """
+)
 
 # $1 what is said when it does not come, $2 hostname. A new name comes back from the control server.
-_NAMED = """
+_NAMED = (
+    CLI
+    + """
 n=0
 while [ "$n" -lt 50 ]; do
-    case $(timeout 10 tailscale status --json --peers=false 2>/dev/null </dev/null \\
+    case $(limited 10 tailscale status --json --peers=false 2>/dev/null </dev/null \\
         | sed -n 's/^    "DNSName": "\\(.*\\)",*$/\\1/p') in "$2".*) exit 0 ;; esac
     n=$((n + 1))
     sleep 0.2
 done
 printf "%s\\n" "$1" >&2; exit 1
 """
+)
 
 
 def _with(flags: Sequence[str], text: str) -> str:
@@ -239,11 +264,13 @@ def _with(flags: Sequence[str], text: str) -> str:
 def preferences(membership: Membership, deadline: int = DEADLINE) -> Commands:
     """The machine's preferences are those of `membership`; what it leaves open stays. Only what differs is set.
 
-    Under the guard, whose `ready` must have been there: Tailscale SSH, a new name or the routes of others can take the
-    way on which the operator comes. Unless a new connection confirms the change within `deadline` seconds, the box
-    takes it back. A machine that was given other tags, or another name since that one is taken, fails the step.
+    Tailscale SSH, a new name or the routes of others can take the way on which the operator comes. So it is done under
+    the guard, whose `ready` must have been there: unless a new connection confirms the change within `deadline`
+    seconds, the box takes it back. A Mac has no guard, and a run that comes over the tailnet changes nothing there.
+    A machine that was given other tags, or another name since that one is taken, fails the step.
     """
-    yield from settled("tailnet")
+    if platforms.system() == "linux":
+        yield from settled("tailnet")
     found = _node()
     if found is None:
         yield refuse(UNKNOWN)
@@ -252,7 +279,9 @@ def preferences(membership: Membership, deadline: int = DEADLINE) -> Commands:
         return
     wanted = {**membership.preferences, "hostname": membership.hostname or None}
     changed = differing(found.preferences, wanted)
-    if changed:
+    if changed and platforms.system() == "darwin":
+        yield from _set_on_a_mac(found, membership, changed)
+    elif changed:
         former = {key: value for key, value in preferences_of(found.preferences).items() if key in changed}
         yield from guarded(
             Change(
@@ -280,8 +309,23 @@ def preferences(membership: Membership, deadline: int = DEADLINE) -> Commands:
             )
 
 
+def _set_on_a_mac(found: Node, membership: Membership, changed: Mapping[str, Any]) -> Commands:
+    # There is no guard: launchd has no timer that outlives a process for one time alone.
+    if found.entered_by_tailnet:
+        yield refuse(
+            f"this run comes over the tailnet, and a change of {', '.join(sorted(changed))} could end that, which a "
+            "Mac does not take back by itself: apply it over another way (`ansible_host`)"
+        )
+        return
+    yield script(_SET, *preference_arguments(changed))
+    if name := changed.get("hostname"):
+        yield script(_NAMED, taken_name(name), name)
+
+
 # $1 note, $2 its text, then the arguments of `tailscale`. The note is written first.
-_TELL = """
+_TELL = (
+    CLI
+    + """
 note=$1 text=$2
 shift 2
 umask 022
@@ -289,12 +333,13 @@ mkdir -p -- "$(dirname -- "$note")" || exit 1
 if [ -n "$text" ]; then
     printf '%s\\n' "$text" >"$note.new" && mv -f -- "$note.new" "$note" || exit 1
 fi
-said=$(timeout --kill-after=5 30 tailscale "$@" 2>&1 </dev/null) && exit 0
+said=$(limited 30 tailscale "$@" 2>&1 </dev/null) && exit 0
 code=$?
 printf 'tailscale %s: %s\\n' "$*" "$(printf '%s\\n' "$said" | grep . | head -n 3)" >&2
 [ "$code" != 124 ] || echo 'it waited for an answer: what the tailnet must allow first was not allowed' >&2
 exit 1
 """
+)
 
 _NOTE = """
 umask 022
@@ -382,8 +427,10 @@ def _serve(found: Node, wanted: tuple[Endpoint, ...], remove_foreign: bool) -> C
 
 
 # $1 note of the join
-_LEAVE = """
-if ! said=$(timeout --kill-after=5 30 tailscale logout 2>&1 </dev/null); then
+_LEAVE = (
+    CLI
+    + """
+if ! said=$(limited 30 tailscale logout 2>&1 </dev/null); then
     printf 'the box could not tell the tailnet that it leaves: %s\\n' "$said" >&2
     echo 'apply again when the control server can be reached; or remove the box where the tailnet is administered,' >&2
     echo "delete $1 on the box and apply again" >&2
@@ -393,6 +440,7 @@ rm -f -- "$1"
 rmdir -- "$(dirname -- "$1")" 2>/dev/null
 exit 0
 """
+)
 
 
 @operation()
@@ -403,7 +451,7 @@ def left() -> Commands:
         yield refuse(UNKNOWN)
         return
     if found.leftover:
-        yield script('rm -f -- "$1"', KEY)
+        yield script('rm -f -- "$1"', KEYS[platforms.system()])
     if not found.joined_by_us:
         return
     if found.installed and found.state and found.state != "NeedsLogin":

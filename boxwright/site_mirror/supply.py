@@ -123,6 +123,9 @@ def wanted(boxes: Iterable[Any], targets: Iterable[Target]) -> Wanted:
                     continue
                 for target in targets:
                     told: Supply = tell(box, target)
+                    if box.system == "darwin":
+                        # `targets` are releases of Linux: which wheels a Mac takes is another question.
+                        told = Supply(files=told.files)
                     found.wheels[target] = _once(found.wheels.get(target, ()), told.wheels)
                     found.common += Supply(files=told.files, packages=told.packages, images=told.images)
     return found

@@ -3,7 +3,8 @@
 Fixtures: `box` (the host's settings) and `outside` (boxwright.outside.Outside), beside testinfra's own `host`. A test
 that asks for `box` or `outside`, and every test in a file roles/ROLE/checks.py, runs once for each host of the
 inventory, unless `--hosts` is given or its module names `testinfra_hosts` itself. The checks of a role run only on
-boxes where the role's `enabled` setting is not false, those of an engine only where it runs.
+boxes where the role's `enabled` setting is not false, those of an engine only where it runs, and those with the mark
+`system("linux")` or `system("darwin")` only where the box runs that.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("boxwright")
     group.addoption("--boxwright-inventory", metavar="PATH", help="inventory of the hosts that are tested")
     group.addoption("--boxwright-limit", metavar="HOSTS", help="hosts or groups of that inventory, separated by commas")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line("markers", "system(name): the check is for boxes that run it, linux or darwin")
 
 
 def role_of(path: Path) -> str | None:
@@ -73,7 +79,9 @@ def _hosts(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the checks of roles that a box does not have. Ends the session where there is no fit inventory."""
+    """Leave out the checks of roles and systems that a box does not have. Ends the session where there is no fit
+    inventory.
+    """
     if (refused := config.stash.get(_REFUSED, None)) is not None:
         raise pytest.UsageError(refused)
     kept: list[pytest.Item] = []
@@ -82,7 +90,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         role = role_of(item.path)
         host = getattr(item, "callspec", None) and item.callspec.params.get("_testinfra_host")  # type: ignore[attr-defined]
         tested = getattr(getattr(host, "backend", None), "tested", None)
-        has_it = not (role and tested) or applies(role, tested.box)
+        mark = item.get_closest_marker("system")
+        runs_it = not (mark and tested) or tested.box.system in mark.args
+        has_it = runs_it and (not (role and tested) or applies(role, tested.box))
         (kept if has_it else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)

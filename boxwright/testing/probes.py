@@ -1,14 +1,25 @@
 """What several roles' checks ask of a box, each with a tool that knows nothing of boxwright."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
+
+
+def on_a_mac(host: Any) -> bool:
+    """Whether the box runs macOS."""
+    return bool(host.system_info.type == "darwin")
 
 
 def listeners(host: Any, port: int) -> set[str]:
     """Addresses on which something listens on TCP `port`.
 
-    A socket that takes connections of both families, which `ss` prints as `*`, counts as `0.0.0.0` and `::`.
+    A socket that takes connections of both families, which `ss` and `lsof` print as `*`, counts as `0.0.0.0` and `::`.
     """
+    if on_a_mac(host):
+        # One of IPv4 alone is printed as `*` too.
+        every = {"IPv4": {"0.0.0.0"}, "IPv6": {"0.0.0.0", "::"}}  # noqa: S104 -- found, not opened
+        there = [(kind, address) for kind, (_, address, found) in _mac_sockets(host) if found == port]
+        return {one for kind, address in there for one in (every[kind] if address == "*" else {address})}
     addresses = set()
     for line in host.check_output("ss -Hltn").splitlines():
         address, _, found = line.split()[3].rpartition(":")
@@ -16,6 +27,65 @@ def listeners(host: Any, port: int) -> set[str]:
             plain = address.split("%")[0].strip("[]")
             addresses |= {"0.0.0.0", "::"} if plain == "*" else {plain}  # noqa: S104 -- found, not opened
     return addresses
+
+
+def sockets(host: Any) -> Iterator[tuple[str, str, int]]:
+    """Everything that listens on a TCP port: the program (a Mac tells its first nine letters), address and port.
+
+    The address of a socket that takes connections of both families is printed as `*`.
+    """
+    if on_a_mac(host):
+        for _, found in _mac_sockets(host):
+            yield found
+        return
+    for line in host.check_output("ss -Hltnp").splitlines():
+        address, _, port = line.split()[3].rpartition(":")
+        users = re.search(r'users:\(\("([^"]*)"', line)
+        yield users[1] if users else "", address.strip("[]").split("%")[0], int(port)
+
+
+def _mac_sockets(host: Any) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    """`sockets` on a Mac, each after its kind: IPv4 or IPv6."""
+    program = kind = ""
+    # Ends with 1 where nothing listens. An option and its value in one word: else it is taken for two questions.
+    for line in host.run("lsof -nP -iTCP -sTCP:LISTEN -Fctn").stdout.splitlines():
+        if line.startswith("c"):
+            program = line[1:]
+        elif line.startswith("t"):
+            kind = line[1:]
+        elif line.startswith("n"):
+            address, _, port = line[1:].rpartition(":")
+            yield kind, (program, address.strip("[]"), int(port))
+
+
+def process(host: Any, service: str) -> int:
+    """The main process of one of boxwright's services, which runs; raises AssertionError when it does not."""
+    if on_a_mac(host):
+        said = host.check_output(f"launchctl print system/boxwright.{service}")
+        # Its own lines begin with one tab, what belongs to a block with two.
+        state, pid = (re.findall(rf"^\t{word} = (.*)$", said, re.MULTILINE) for word in ("state", "pid"))
+        assert state[:1] == ["running"], f"{service} does not run: {said}"
+        return int(pid[-1])
+    assert host.service(service).is_running, service
+    return int(host.check_output(f"systemctl show --value --property MainPID {service}"))
+
+
+def starts_at_boot(host: Any, service: str) -> bool:
+    """Whether one of boxwright's services is started with the box."""
+    if on_a_mac(host):
+        # A job without a row there is enabled; until macOS 12 `true` meant disabled.
+        rows = host.check_output("launchctl print-disabled system")
+        off = re.search(rf'"boxwright[.]{re.escape(service)}" => (disabled|true)', rows)
+        return bool(host.file(f"/Library/LaunchDaemons/boxwright.{service}.plist").exists and not off)
+    return bool(host.service(service).is_enabled)
+
+
+def log(host: Any, service: str) -> str:
+    """What the process of one of boxwright's services has said since it was started; on a Mac, what is in its log."""
+    if on_a_mac(host):
+        return str(host.check_output(f"cat /var/log/boxwright/{service}/{service}.log"))
+    run = host.check_output(f"systemctl show -P InvocationID {service}")
+    return str(host.check_output(f"journalctl --no-pager --output cat _SYSTEMD_INVOCATION_ID={run}"))
 
 
 def exposure(host: Any, service: str) -> float:
@@ -27,8 +97,10 @@ def exposure(host: Any, service: str) -> float:
 
 
 def unprivileged(host: Any, service: str, account: str) -> bool:
-    """Whether the main process of `service` runs as `account` and can get no capability."""
-    pid = host.check_output(f"systemctl show --value --property MainPID {service}").strip()
+    """Whether the main process of `service` runs as `account` and can get no capability, or on a Mac as `_account`."""
+    pid = process(host, service)
+    if on_a_mac(host):
+        return bool(host.check_output(f"ps -ww -o user= -p {pid}").strip() == f"_{account}")
     owner = host.check_output(f"stat -c %U /proc/{pid}").strip()
     status = host.check_output(f"cat /proc/{pid}/status")
     return owner == account and re.search(r"^CapBnd:\s+0+$", status, re.MULTILINE) is not None
@@ -40,7 +112,5 @@ def layers_on_the_card(host: Any, unit: str) -> tuple[int, int] | None:
     None where its log has no such line: builds for the processor alone print none. The line is printed by
     `llama_model::load_tensors` when a model was loaded (llama.cpp, src/llama-model.cpp).
     """
-    run = host.check_output(f"systemctl show -P InvocationID {unit}")
-    said = host.check_output(f"journalctl --no-pager --output cat _SYSTEMD_INVOCATION_ID={run}")
-    found = re.findall(r"offloaded (\d+)/(\d+) layers to GPU", said)
+    found = re.findall(r"offloaded (\d+)/(\d+) layers to GPU", log(host, unit))
     return (int(found[-1][0]), int(found[-1][1])) if found else None

@@ -1,9 +1,9 @@
 """Tasks of the cloudflared role."""
 
 from boxwright.artifacts import AptRepository
-from boxwright.operations import apt, apt_repositories, cloudflared, files, services
+from boxwright.operations import apt, apt_repositories, cloudflared, files, homebrew, programs, services, users
 from boxwright.preflight import Machine, Need
-from boxwright.services import Service
+from boxwright.services import Service, http_probe
 from boxwright.site_mirror.supply import Supply, Target, packages_of
 from boxwright.templates import render
 from roles.cloudflared.settings import NOTHING
@@ -21,6 +21,12 @@ REPOSITORY = AptRepository(
 )
 PACKAGES = ("cloudflared",)
 PROGRAM = "/usr/bin/cloudflared"
+# On a Mac: Homebrew's formula, what is in it, root's own copy of that, and the account of the service.
+FORMULA = "cloudflared"
+HOMEBREW = f"/opt/homebrew/opt/{FORMULA}/bin/cloudflared"
+MAC_FOLDER = "/opt/boxwright/cloudflared"
+MAC_PROGRAM = f"{MAC_FOLDER}/cloudflared"
+MAC_ACCOUNT = "_cloudflared"
 # A name of its own: a tunnel that somebody has set up by `cloudflared service install` is cloudflared.service, and goes
 # on; whoever works on the box through it is not cut off.
 NAME = "boxwright-cloudflared"
@@ -46,18 +52,37 @@ def need(box: Box) -> Need:
 
 def supply(box: Box, target: Target) -> Supply:
     """Cloudflare's package, where there is a tunnel."""
-    return Supply(packages=(packages_of(REPOSITORY, PACKAGES, target),)) if box.cloudflared.enabled else Supply()
+    if box.system == "darwin" or not box.cloudflared.enabled:
+        return Supply()
+    return Supply(packages=(packages_of(REPOSITORY, PACKAGES, target),))
 
 
 def authority(box: Box) -> str:
     """The file on the box by which the gateway's certificate is known; empty where the system's authorities do."""
     if box.gateway.tls == "files":
         return CERTIFICATE
-    return box.gateway.own_authority
+    return box.gateway.own_authority(box)
+
+
+def program(box: Box) -> str:
+    """Path of the program on the box."""
+    return MAC_PROGRAM if box.system == "darwin" else PROGRAM
+
+
+def reader(box: Box) -> str:
+    """The group that may read the secrets, beside root. systemd shows them to the service, launchd cannot."""
+    return MAC_ACCOUNT if box.system == "darwin" else "root"
+
+
+def shown(box: Box, path: str) -> str:
+    """Where the service reads the file that is kept at `path`."""
+    if box.system == "darwin":
+        return path
+    return f"{SHOWN}/{'gateway.pem' if path == authority(box) else path.rpartition('/')[2]}"
 
 
 def secrets(box: Box) -> dict[str, str]:
-    """What only root may read, and systemd shows the service, by path."""
+    """What only root and the service may read, by path."""
     settings = box.cloudflared
     found = {TOKEN: settings.token, CREDENTIALS: settings.credentials}
     return {path: secret.get_secret_value().strip() + "\n" for path, secret in found.items() if secret}
@@ -69,8 +94,8 @@ def configuration(box: Box) -> str:
     return render(
         "cloudflared/config.yml.j2",
         tunnel=settings.tunnel_id,
-        credentials=f"{SHOWN}/credentials.json",
-        authority=f"{SHOWN}/gateway.pem" if authority(box) else "",
+        credentials=shown(box, CREDENTIALS),
+        authority=shown(box, authority(box)) if authority(box) else "",
         metrics=f"127.0.0.1:{settings.metrics_port}",
         protocol=settings.protocol,
         rules=settings.rules(box),
@@ -78,18 +103,23 @@ def configuration(box: Box) -> str:
 
 
 def service(box: Box) -> Service:
-    """The tunnel as a service: nobody in particular, with nothing of the box but what systemd shows it."""
-    shown = {path.rpartition("/")[2]: path for path in secrets(box)}
-    if authority(box):
-        shown["gateway.pem"] = authority(box)
-    token = ("--token-file", f"{SHOWN}/token") if TOKEN in secrets(box) else ()
+    """The tunnel as a service: on Linux nobody in particular, with nothing of the box but what systemd shows it; on a
+    Mac an account of its own.
+    """
+    read = (*secrets(box), *((authority(box),) if authority(box) else ()))
+    token = ("--token-file", shown(box, TOKEN)) if TOKEN in secrets(box) else ()
+    mac = box.system == "darwin"
+    loaded = {} if mac else {"LoadCredential": tuple(sorted(f"{shown(box, a).rpartition('/')[2]}:{a}" for a in read))}
     return Service(
         name=NAME,
         description="Cloudflare Tunnel to the gateway",
-        command=(PROGRAM, "--config", CONFIGURATION, "--no-autoupdate", "tunnel", "run", *token),
-        restart_files=(CONFIGURATION, *shown.values()),
+        command=(program(box), "--config", CONFIGURATION, "--no-autoupdate", "tunnel", "run", *token),
+        restart_files=(CONFIGURATION, *read),
+        user=MAC_ACCOUNT if mac else "",
+        group=MAC_ACCOUNT if mac else "",
         # It says so when the first connection to Cloudflare stands.
         notify=True,
+        probe=http_probe(f"http://127.0.0.1:{box.cloudflared.metrics_port}/ready") if mac else (),
         start_timeout=60,
         # It gives requests that are under way 30 seconds.
         stop_timeout=40,
@@ -98,7 +128,7 @@ def service(box: Box) -> Service:
         sandbox_exceptions={
             "IPAddressDeny": (None, "Cloudflare's servers and the box's name servers have any address")
         },
-        settings={"LoadCredential": tuple(f"{name}:{path}" for name, path in sorted(shown.items()))},
+        settings=loaded,
     )
 
 
@@ -106,7 +136,7 @@ def apply(box: Box, machine: Machine) -> None:
     """All stages, in order; where it is not wanted, the box is no end of a tunnel any more."""
     if not box.cloudflared.enabled:
         if FOLDER in machine.files:
-            _absent()
+            _absent(box)
         return
     install(box)
     configure(box)
@@ -114,7 +144,12 @@ def apply(box: Box, machine: Machine) -> None:
 
 
 def install(box: Box) -> None:
-    """The program, from its publisher's repository."""
+    """The program, from its publisher's repository; on a Mac by Homebrew."""
+    if box.system == "darwin":
+        users.system_user(MAC_ACCOUNT, name="cloudflared: account of the service")
+        homebrew.packages((FORMULA,), name="cloudflared: install the program")
+        programs.copied(HOMEBREW, MAC_PROGRAM, name="cloudflared: root's copy of the program")
+        return
     apt_repositories.repository(REPOSITORY, mirror=box.mirror, name="cloudflared: Cloudflare's package repository")
     apt.packages(PACKAGES, name="cloudflared: install the program")
 
@@ -123,9 +158,12 @@ def configure(box: Box) -> None:
     """Secrets, the rules -- accepted by the program before they replace the old ones -- and the unit."""
     files.directory(name="cloudflared: folder of settings", path="/etc/boxwright")
     files.directory(name="cloudflared: folder of the tunnel", path=FOLDER)
-    wanted = secrets(box)
+    wanted, group = secrets(box), reader(box)
+    mode = "0600" if group == "root" else "0640"
     for path, text in wanted.items():
-        files.content(name=f"cloudflared: write {_WORDS[path]}", path=path, text=text, mode="0600", secret=True)
+        files.content(
+            name=f"cloudflared: write {_WORDS[path]}", path=path, text=text, group=group, mode=mode, secret=True
+        )
     if box.gateway.tls == "files":
         files.content(
             name="cloudflared: write the gateway's certificate",
@@ -134,7 +172,12 @@ def configure(box: Box) -> None:
         )
     others = [path for path in _WORDS if path not in wanted]
     files.files_absent(name="cloudflared: no other secrets", paths=[one for path in others for one in _copies(path)])
-    files.content(name="cloudflared: write the rules", path=CONFIGURATION, text=configuration(box), validate=VALIDATE)
+    files.content(
+        name="cloudflared: write the rules",
+        path=CONFIGURATION,
+        text=configuration(box),
+        validate=VALIDATE.replace(PROGRAM, program(box)),
+    )
     services.unit(name="cloudflared: write the unit", service=service(box))
 
 
@@ -164,12 +207,17 @@ def activate(box: Box) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back; the package and the repository only when boxwright added them."""
-    _absent()
+    _absent(box)
+    if box.system == "darwin":
+        users.user_absent(MAC_ACCOUNT, name="cloudflared: remove the account")
+        files.absent(name="cloudflared: remove root's copy of the program", path=MAC_FOLDER, recursive=True)
+        homebrew.packages_absent((FORMULA,), name="cloudflared: remove the program")
+        return
     apt.packages_absent(PACKAGES, purge=purge, name="cloudflared: remove the program")
     apt_repositories.repository_absent(REPOSITORY.name, name="cloudflared: remove Cloudflare's package repository")
 
 
-def _absent() -> None:
-    unit = Service(name=NAME, description="Cloudflare Tunnel to the gateway", command=(PROGRAM,))
+def _absent(box: Box) -> None:
+    unit = Service(name=NAME, description="Cloudflare Tunnel to the gateway", command=(program(box),))
     services.unit_absent(name="cloudflared: stop and remove the tunnel", service=unit)
     files.absent(name="cloudflared: remove the settings and secrets", path=FOLDER, recursive=True)

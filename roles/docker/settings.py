@@ -7,7 +7,7 @@ from pydantic import Field
 from boxwright.settings import RoleSettings
 
 
-class DockerSettings(RoleSettings, prefix="docker"):
+class DockerSettings(RoleSettings, prefix="docker", systems={"linux"}):
     """Docker Engine with the compose plugin, for the parts that run in containers."""
 
     enabled: bool = Field(True, description="Install Docker Engine. Open WebUI needs it.")

@@ -140,6 +140,8 @@ def activate(box: Box) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """Takes back settings and those packages that boxwright installed; with `purge` also what these packages keep."""
+    if not box.has("docker"):
+        return
     files.json_take_back(name="docker: take back the settings", path=CONFIGURATION)
     services.unit_absent(name="docker: remove the note", service=SERVICE)
     known = {*OF_DISTRIBUTION, *OF_DOCKER, *box.docker.packages}

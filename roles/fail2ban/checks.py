@@ -14,7 +14,7 @@ def test_running_and_enabled(host: Any) -> None:
 
 def test_the_log_is_watched(host: Any, box: Any) -> None:
     """The jail of the gateway watches its access log, with the declared numbers."""
-    assert box.gateway.access_log in host.check_output(f"fail2ban-client get {JAIL} logpath")
+    assert box.gateway.access_log(box) in host.check_output(f"fail2ban-client get {JAIL} logpath")
     asked = ("maxretry", "findtime", "bantime")
     found = [int(host.check_output(f"fail2ban-client get {JAIL} {name}")) for name in asked]
     assert found == [box.fail2ban.attempts, box.fail2ban.window, box.fail2ban.ban]

@@ -14,7 +14,7 @@ from boxwright.settings import RoleSettings
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-class Fail2banSettings(RoleSettings, prefix="fail2ban"):
+class Fail2banSettings(RoleSettings, prefix="fail2ban", systems={"linux"}):
     """Fail2Ban: an address that asks the gateway with wrong credentials again and again is shut out for a while."""
 
     enabled: bool = Field(
@@ -61,5 +61,5 @@ class Fail2banSettings(RoleSettings, prefix="fail2ban"):
 
     def spared(self, box: Any) -> tuple[str, ...]:
         """Every network that is never banned."""
-        webui = (box.openwebui.subnet,) if box.openwebui.enabled else ()
+        webui = (box.openwebui.subnet,) if box.openwebui.in_container(box) else ()
         return tuple(dict.fromkeys(str(network) for network in (*LOOPBACK, *TAILNET, *webui, *self.never)))

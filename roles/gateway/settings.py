@@ -12,7 +12,8 @@ from boxwright.connection import TUNNEL_PORT
 from boxwright.describe import Words
 from boxwright.engines import OPENAI_PATHS
 from boxwright.errors import Problem
-from boxwright.settings import Added, ByteSize, Generated, Hashed, Port, RoleSettings, Secret
+from boxwright.settings import Added, ByteSize, Generated, Hashed, OtherOnMac, Port, RoleSettings, Secret
+from roles.gateway.places import PLACES
 
 Auth = Literal["any", "basic", "bearer", "none"]
 TokenName = Annotated[
@@ -49,11 +50,8 @@ EnginePath = Annotated[
     str, Field(pattern=r"^/[A-Za-z0-9._/-]*\*?$"), Words("a path, with * at its end for all below it")
 ]
 
-# Root certificates of the authority that each server has on the box itself; there as soon as it runs.
-AUTHORITIES = {
-    "caddy": "/var/lib/caddy/pki/authorities/local/root.crt",
-    "nginx": "/var/lib/boxwright/authority/root.crt",
-}
+# Root certificate of the authority that is made for nginx, which has none of its own.
+NGINX_AUTHORITY = "/var/lib/boxwright/authority/root.crt"
 
 # Name in the access log of what Open WebUI asks of the engine.
 OPEN_WEBUI = "open-webui"
@@ -105,7 +103,11 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
         "alone; 0.0.0.0 opens it to every network the box is in.",
         examples=[["0.0.0.0"]],  # noqa: S104 -- an example in the documentation
     )
-    port: Port = Field(443, description="TCP port of the door.")
+    port: Port = OtherOnMac(
+        443,
+        mac=8443,
+        description="TCP port of the door. macOS lets the gateway open 443 on all addresses alone.",
+    )
     names: tuple[Host, ...] = Field(
         min_length=1,
         description="Names and addresses by which clients call the box; the first is the one printed.",
@@ -118,7 +120,9 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
         examples=[["192.0.2.0/24"]],
     )
     internal_port: Port = Field(
-        8088, description="TCP port on the Compose network's own address, where Open WebUI asks for the engine."
+        8088,
+        description="TCP port where Open WebUI asks for the engine: on the Compose network's own address, or on "
+        "loopback where it runs without a container.",
     )
     metrics_port: Port = Field(9180, description="TCP port on loopback where the gateway tells its metrics.")
 
@@ -258,6 +262,8 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
         yield from self._clients()
         yield from self._paths(box)
         yield from self._nginx(box)
+        if box.system == "darwin":
+            yield from self._mac()
 
     def _open_doors(self) -> Iterable[Problem]:
         if not self.public_addresses:
@@ -290,6 +296,7 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
             ("gateway_port", self.port, True),
             ("gateway_internal_port", self.internal_port, box.openwebui.enabled),
             ("gateway_metrics_port", self.metrics_port, True),
+            ("openwebui_port", box.openwebui.port, box.openwebui.native(box)),
             ("cloudflared_metrics_port", box.cloudflared.metrics_port, box.cloudflared.enabled),
             *engines,
         ):
@@ -435,6 +442,40 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
                         "write the address instead of the name, or set `gateway_server: caddy`",
                     )
 
+    def _mac(self) -> Iterable[Problem]:
+        """What macOS does not have, or does otherwise."""
+        if self.server == "nginx":
+            yield Problem(
+                code="BW027",
+                variable="gateway_server",
+                message="`gateway_server` is nginx, which is run from the packages of a Linux distribution",
+                help="remove `gateway_server`, or set it to caddy",
+            )
+        # bind(2): since macOS 10.14 everybody may open such a port on all addresses, and root alone on one of them
+        # (in_pcbbind in XNU's bsd/netinet/in_pcb.c). The gateway is not root.
+        low = [("gateway_port", self.port)] if self.port < 1024 else []
+        low += [("gateway_acme_challenge", self.http_port)] if self.http_port else []
+        some = [str(address) for address in self.bind if not address.is_unspecified]
+        for variable, port in low if some else ():
+            yield Problem(
+                code="BW027",
+                variable=variable,
+                message=f"the gateway cannot open port {port} on {', '.join(some)}: macOS lets an account that is not "
+                "root open a port below 1024 on all addresses alone",
+                help="set `gateway_port: 8443`, for example, which Tailscale and a tunnel lead to as well"
+                + ("; or open it to every network the Mac is in: `gateway_bind: [0.0.0.0]`")
+                if variable == "gateway_port"
+                else "set `gateway_bind: [0.0.0.0, '::']`, or `gateway_acme_challenge: dns-cloudflare`",
+            )
+        if self.validated_at_the_door and {str(address) for address in self.bind} == {"0.0.0.0"}:  # noqa: S104
+            yield Problem(
+                code="BW027",
+                variable="gateway_bind",
+                message=f"with `gateway_acme_challenge` {self.acme_challenge} the gateway would listen on IPv6 too, "
+                "which only Linux keeps it from",
+                help="write `gateway_bind: [0.0.0.0, '::']`, or use dns-cloudflare",
+            )
+
     def health_of(self, box: Any) -> Health:
         """How it is seen which of the engines behind `/v1` work."""
         if self.health is not None or not box.inference.running:
@@ -467,10 +508,11 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
         first = str(self.bind[0])
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104 -- compared, not opened
 
-    @property
-    def own_authority(self) -> str:
+    def own_authority(self, box: Any) -> str:
         """Path on the box of the root certificate that signs the door's; empty where that is not the box's own."""
-        return AUTHORITIES[self.server] if self.tls == "internal" else ""
+        if self.tls != "internal":
+            return ""
+        return NGINX_AUTHORITY if self.server == "nginx" else PLACES[box.system].authority
 
     def believed_proxies(self, box: Any) -> tuple[str, ...]:
         """Networks whose `X-Forwarded-For` is believed: `trusted_proxies`, and the box's own end of a tunnel.
@@ -498,11 +540,14 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
             return self.hsts
         return 0 if self.tls == "internal" else 31536000
 
-    @property
-    def access_log(self) -> str:
+    def account(self, box: Any) -> str:
+        """The account that the gateway runs as."""
+        return "gateway" if self.server == "nginx" else PLACES[box.system].user
+
+    def access_log(self, box: Any) -> str:
         """Path of the access log on the box."""
         # The folder /var/log/nginx is the package's own, which rotates what is in it.
-        return f"/var/log/{'gateway' if self.server == 'nginx' else self.server}/access.log"
+        return "/var/log/gateway/access.log" if self.server == "nginx" else PLACES[box.system].access_log
 
     @property
     def patience(self) -> int:

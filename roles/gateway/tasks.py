@@ -71,10 +71,10 @@ def activate(box: Box) -> None:
         nginx.activate(box)
         root = nginx.ROOT_CERTIFICATE
     else:
-        if _is_set_up(nginx.FOLDER):
+        if box.system == "linux" and _is_set_up(nginx.FOLDER):
             nginx.remove(box, purge=False)
         caddy.activate(box)
-        root = caddy.ROOT_CERTIFICATE
+        root = box.gateway.own_authority(box)
     if box.gateway.tls == "internal":
         pyinfra_files.get(
             name="gateway: keep the root certificate",
@@ -102,4 +102,5 @@ def admit(box: Box) -> None:
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back, whichever server it was; certificates and logs only with `purge`."""
     caddy.remove(box, purge)
-    nginx.remove(box, purge)
+    if box.system == "linux":
+        nginx.remove(box, purge)

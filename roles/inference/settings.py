@@ -6,8 +6,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from boxwright.errors import Problem
+from boxwright.graphics import lent
 from boxwright.models import Engine, Model
 from boxwright.settings import ByteSize, RoleSettings, Secret
+from boxwright.sizes import human
 
 
 class InferenceSettings(RoleSettings, prefix="inference"):
@@ -73,6 +75,11 @@ class InferenceSettings(RoleSettings, prefix="inference"):
         return tuple(model for model in self.served if self.engine_of(model) == engine)
 
     @property
+    def on_metal(self) -> tuple[Model, ...]:
+        """Of a Mac: the models that are to be in the memory of its graphics processor, whole and at any time."""
+        return tuple(model for model in self.served if model.preload and model.gpu_layers == "all")
+
+    @property
     def main(self) -> Model | None:
         """The first chat model behind `/v1`; None where there is none."""
         return next((model for model in self.models_of(self.engine) if model.kind == "chat"), None)
@@ -106,6 +113,29 @@ class InferenceSettings(RoleSettings, prefix="inference"):
             for name in sorted({name for name in names if names.count(name) > 1}):
                 yield self._problem(f"two models of {engine} have the name {name}", "give each a name of its own")
         yield from self._too_large(box)
+        if box.system == "darwin" and box.host.memory is not None:
+            yield from self.too_large_for_metal(
+                box, box.host.memory, "BW021", "that `host_memory` says the machine has"
+            )
+
+    def too_large_for_metal(self, box: Any, memory: int, code: str, whose: str) -> Iterable[Problem]:
+        """Refuses models that do not fit into what macOS lends its graphics processor of `memory` bytes.
+
+        `whose` follows that number in a sentence.
+        """
+        models = self.on_metal
+        needed, share = sum(model.bytes for model in models), lent(memory, box.host.wired_memory)
+        # What does not even fit into the memory is said elsewhere.
+        if share < needed <= memory:
+            names = ", ".join(f"`{model.name}`" for model in models) + (" need" if len(models) > 1 else " needs")
+            yield Problem(
+                code=code,
+                variable="inference_models",
+                message=f"{names} {human(needed)} of memory of the graphics processor, which may use {human(share)} "
+                f"of the {human(memory)} {whose}",
+                help="choose a smaller model or quantisation, lend it more by `host_wired_memory`, or say by "
+                "`gpu_layers` how many layers shall be there",
+            )
 
     def _problem(self, message: str, help: str) -> Problem:
         return Problem(code="BW022", variable="inference_models", message=message, help=help)

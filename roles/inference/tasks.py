@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from boxwright import systems
 from boxwright.artifacts import Download
 from boxwright.errors import Problem
+from boxwright.facts.homebrew import PREFIX
 from boxwright.models import MODELS, Model
-from boxwright.operations import files, services
+from boxwright.operations import files, homebrew, services
 from boxwright.preflight import Machine, Need
 from boxwright.services import Service
 from boxwright.site_mirror.supply import Supply, Target
@@ -20,7 +22,8 @@ from roles.registry import Box
 # Beside the weights an engine needs its own code, buffers and the keys and values of its context.
 OVERHEAD = 512 * 2**20
 WATCHDOG = "boxwright-watchdog"
-PROGRAM = "/usr/local/lib/boxwright/watchdog.py"
+# Where only root may write: on a Mac /usr/local may belong to a person.
+PROGRAM = {"linux": "/usr/local/lib/boxwright/watchdog.py", "darwin": "/opt/boxwright/watchdog/watchdog.py"}
 CONFIGURATION = "/etc/boxwright/watchdog.json"
 
 
@@ -30,6 +33,7 @@ def need(box: Box) -> Need:
     if not models:
         return Need(files=(CONFIGURATION,))
     given = tuple(model.path for model in models if model.path)
+    brew = f"{PREFIX}/bin/brew"
 
     def there(machine: Machine) -> Iterable[Problem]:
         for model in models:
@@ -60,17 +64,29 @@ def need(box: Box) -> Need:
                 help="choose a smaller model or quantisation, or say by `gpu_layers` how many layers shall be there",
             )
 
+    def on_a_mac(machine: Machine) -> Iterable[Problem]:
+        if brew not in machine.files:
+            yield Problem(
+                code="BW122",
+                message=f"there is no Homebrew on the box ({brew} is missing), and a Mac has no Python of its own for "
+                "the engines",
+                help="install it as the account that boxwright comes as, by the command that https://brew.sh shows",
+            )
+        yield from box.inference.too_large_for_metal(box, machine.memory, "BW118", "that the Mac has")
+
     return Need(
         memory=sum(model.bytes for model in models if model.preload) + OVERHEAD * len(box.inference.running),
         memory_variable="inference_models",
         downloads={path: file.size for model in models for path, file in model.downloads},
-        files=(*given, CONFIGURATION),
-        conditions=(there, on_graphics),
+        files=(*given, *((brew,) if box.system == "darwin" else ()), CONFIGURATION),
+        conditions=(there, on_a_mac if box.system == "darwin" else on_graphics),
     )
 
 
 def apply(box: Box) -> None:
-    """The declared models' files, each verified before it has its name."""
+    """The declared models' files, each verified before it has its name; on a Mac, Python before them."""
+    if box.system == "darwin" and box.inference.running:
+        homebrew.packages((systems.PYTHON_FORMULA,), name="inference: install Python with Homebrew")
     models = [model for model in box.inference.served if model.downloads]
     if not models:
         return
@@ -123,20 +139,22 @@ def watched(box: Box) -> list[dict[str, Any]]:
                     "health": f"http://127.0.0.1:{server.port}{engine.health_path}",
                     "body": engine.health_body,
                     "question": {"url": url, "body": json.loads(body)} if server.lasting else None,
+                    "account": systems.account(box.system, name) if engine.detached else "",
                     "key": engine.key.get_secret_value() if engine.key else "",
                 }
             )
     return found
 
 
-def watchdog() -> Service:
-    """The watchdog as a service. It asks systemd to restart others, which only root may."""
+def watchdog(box: Box) -> Service:
+    """The watchdog as a service. It asks the system to restart others, which only root may."""
+    program = PROGRAM[box.system]
     return Service(
         name=WATCHDOG,
         description="Restarts an engine that hangs",
-        command=("/usr/bin/python3", "-I", PROGRAM, CONFIGURATION),
+        command=(systems.python(box.system), "-I", program, CONFIGURATION),
         user="root",
-        restart_files=(PROGRAM, CONFIGURATION),
+        restart_files=(program, CONFIGURATION),
         sandbox_exceptions={"ProtectProc": ("default", "how much the engines compute is read from /proc")},
     )
 
@@ -145,20 +163,24 @@ def watch(box: Box, machine: Machine) -> None:
     """Engines that hang are restarted; after they have started."""
     if not (box.inference.watchdog and box.inference.running):
         if CONFIGURATION in machine.files:
-            _watchdog_absent()
+            _watchdog_absent(box)
         return
-    settings = json.dumps({"engines": watched(box)}, indent=2) + "\n"
-    files.content(name="inference: write the watchdog", path=PROGRAM, text=render("inference/watchdog.py"))
+    settings = json.dumps({"system": box.system, "engines": watched(box)}, indent=2) + "\n"
+    program = PROGRAM[box.system]
+    files.directory(name="inference: folder of the watchdog", path=program.rpartition("/")[0])
+    files.content(name="inference: write the watchdog", path=program, text=render("inference/watchdog.py"))
     files.directory(name="inference: folder of settings", path="/etc/boxwright")
     # An engine may have a key.
     files.content(name="inference: write what is watched", path=CONFIGURATION, text=settings, mode="0600", secret=True)
-    services.unit(name="inference: write the watchdog's unit", service=watchdog())
-    services.running(name="inference: watchdog running", service=watchdog())
+    services.unit(name="inference: write the watchdog's unit", service=watchdog(box))
+    services.running(name="inference: watchdog running", service=watchdog(box))
 
 
-def _watchdog_absent() -> None:
-    services.unit_absent(name="inference: stop and remove the watchdog", service=watchdog())
-    files.absent(name="inference: remove the watchdog", path=PROGRAM)
+def _watchdog_absent(box: Box) -> None:
+    services.unit_absent(name="inference: stop and remove the watchdog", service=watchdog(box))
+    files.absent(name="inference: remove the watchdog", path=PROGRAM[box.system])
+    if box.system == "darwin":
+        files.absent(name="inference: remove its folder", path=PROGRAM[box.system].rpartition("/")[0])
     # Last: as long as it is there, `watch` knows that something is left to remove.
     files.absent(name="inference: remove what is watched", path=CONFIGURATION)
 
@@ -174,6 +196,6 @@ def prune(box: Box) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back; the models' files only with `purge`."""
-    _watchdog_absent()
+    _watchdog_absent(box)
     if purge:
         files.absent(name="inference: remove the models", path=MODELS, recursive=True)

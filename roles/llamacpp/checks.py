@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from boxwright.testing.probes import layers_on_the_card
+from boxwright.testing.probes import layers_on_the_card, on_a_mac, process
 
 UNITS = {"llamacpp", "llamacpp-embedding"}
 
@@ -20,13 +20,20 @@ def test_no_other_server(host: Any, box: Any) -> None:
     """No service runs beside those for the declared models."""
     for name in UNITS - {name for name, _, _ in servers(box)}:
         assert not host.file(f"/etc/systemd/system/{name}.service").exists
+        assert not host.file(f"/Library/LaunchDaemons/boxwright.{name}.plist").exists
 
 
 def test_model_is_the_declared_one(host: Any, box: Any) -> None:
     """The process has the declared model's file in memory."""
     for name, _, model in servers(box):
-        loaded = host.check_output(f"grep -o '/[^ ]*[.]gguf' /proc/$(systemctl show -P MainPID {name})/maps | sort -u")
-        assert loaded == model.location
+        pid = process(host, name)
+        if on_a_mac(host):
+            # A mapped file is among what a process has open: with `txt` for its kind.
+            loaded = host.check_output(f"lsof -nP -p {pid} -Fn | grep -o '/.*[.]gguf$' | sort -u")
+            assert loaded.removeprefix("/private") == model.location
+        else:
+            loaded = host.check_output(f"grep -o '/[^ ]*[.]gguf' /proc/{pid}/maps | sort -u")
+            assert loaded == model.location
 
 
 def test_answers(host: Any, box: Any) -> None:
@@ -49,8 +56,8 @@ def test_embeddings(outside: Any, box: Any) -> None:
 
 
 def test_layers_on_the_graphics_card(host: Any, box: Any) -> None:
-    """As many layers of each model are on the card as was declared, by llama.cpp's own count."""
-    if not box.llamacpp.on_graphics:
+    """As many layers of each model are on the card, or a Mac's graphics processor, as declared; llama.cpp counts."""
+    if not (box.llamacpp.on_graphics or on_a_mac(host)):
         pytest.skip("llama.cpp computes on the processor here")
     for name, _, model in servers(box):
         counted = layers_on_the_card(host, name)

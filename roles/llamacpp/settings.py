@@ -6,10 +6,10 @@ from typing import Any
 from pydantic import Field
 
 from boxwright.artifacts import Requirements
-from boxwright.engines import EngineSettings, Server, gguf_problems, lasting_problems, several_problems
+from boxwright.engines import EngineSettings, Server, gguf_problems, hidden_problems, lasting_problems, several_problems
 from boxwright.errors import Problem
 from boxwright.graphics import Graphics
-from boxwright.settings import Port
+from boxwright.settings import On, Port
 
 
 class LlamacppSettings(EngineSettings, prefix="llamacpp"):
@@ -33,10 +33,11 @@ class LlamacppSettings(EngineSettings, prefix="llamacpp"):
         "for, or `mirror_url`.",
         examples=["https://xorbitsai.github.io/xllamacpp/whl/cu128"],
     )
-    graphics: Graphics = Field(
+    graphics: Graphics = On(
+        "linux",
         "none",
         description="Graphics cards that the service may use. Their driver must be installed, and "
-        "`llamacpp_requirements` must name a wheel that was made for them.",
+        "`llamacpp_requirements` must name a wheel that was made for them. A Mac's are used without it.",
     )
 
     @property
@@ -72,4 +73,6 @@ class LlamacppSettings(EngineSettings, prefix="llamacpp"):
             yield from several_problems([model for model in models if model.kind == kind], "llama.cpp", kind)
         for model in models:
             yield from gguf_problems(model, "llama.cpp")
+            if box.system == "darwin":
+                yield from hidden_problems(model, box.system)
             yield from lasting_problems(model, "llama.cpp")

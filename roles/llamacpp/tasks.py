@@ -3,7 +3,7 @@
 import json
 from functools import partial
 
-from boxwright import graphics
+from boxwright import graphics, strays, systems
 from boxwright.artifacts import Wheel, requirements
 from boxwright.engines import Server
 from boxwright.operations import apt, files, python_packages, services, users
@@ -19,10 +19,12 @@ XLLAMACPP = Wheel(
     sha256={
         "x86_64": "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",
         "aarch64": "e2a3e79e775515de4ad197e667f874070446ef9ac9cf2044bc9866bc4c72289e",
+        # macOS, of which it needs nothing but the system's own libraries; computes by Metal.
+        "arm64": "4ecda27a308b2403aa13c9d04b270befab95edc556c24ed00b2f8a98bd7f6781",
     },
     licence="MIT",
 )
-# libgomp1 is the one library that the wheel expects of the system.
+# libgomp1 is the one library that the wheel expects of a Debian.
 PACKAGES = ("libgomp1",)
 USER = "llamacpp"
 BASE = "/opt/boxwright/llamacpp"
@@ -34,6 +36,10 @@ UNITS = {"llamacpp": "", "llamacpp-embedding": " for embeddings"}
 
 def need(box: Box) -> Need:
     """The ports that it listens on, and whether it is there."""
+    files = (BASE, *map(configuration, UNITS))
+    if box.system == "darwin":
+        free = strays.condition({port: f"llamacpp_{field}" for field, port in box.llamacpp.ports(box).items()})
+        return Need(files=files, conditions=(free,) if box.llamacpp.ports(box) else ())
     ports = {port: (f"llamacpp_{field}", ("python", "python3")) for field, port in box.llamacpp.ports(box).items()}
     card = box.llamacpp.graphics
     devices = graphics.DEVICES[card] if ports else ()
@@ -41,8 +47,7 @@ def need(box: Box) -> Need:
     fits = partial(
         graphics.missing, card, "llamacpp_graphics", "llama.cpp", "set it to `none`", installs_nvidia=follows
     )
-    files = (BASE, *map(configuration, UNITS), *devices)
-    return Need(ports=ports, files=files, conditions=(fits,) if devices else ())
+    return Need(ports=ports, files=(*files, *devices), conditions=(fits,) if devices else ())
 
 
 def configuration(name: str) -> str:
@@ -62,7 +67,7 @@ def supply(box: Box, target: Target) -> Supply:
 
 def environment(box: Box) -> str:
     """Folder of the virtual environment."""
-    return python_packages.venv_path(BASE, packages(box))
+    return python_packages.venv_path(BASE, packages(box), systems.python(box.system))
 
 
 def service(box: Box, server: Server) -> Service:
@@ -74,8 +79,8 @@ def service(box: Box, server: Server) -> Service:
         name=name,
         description=f"llama.cpp server on 127.0.0.1:{server.port}",
         command=(f"{environment(box)}/bin/python", PROGRAM, configuration(name)),
-        user=USER,
-        group=USER,
+        user=systems.account(box.system, USER),
+        group=systems.account(box.system, USER),
         # The model is mapped into the process: one that was fetched again is served only after a restart.
         restart_files=(PROGRAM, CHECK, configuration(name), model.location, marker),
         probe=http_probe(f"http://127.0.0.1:{server.port}/health", server.start_question),
@@ -105,7 +110,7 @@ def retire(box: Box, machine: Machine) -> None:
     """Takes away what is no longer declared, before another engine starts; the library stays, which others use too."""
     wanted = {server.unit for server in box.llamacpp.servers(box)}
     if not wanted and BASE in machine.files:
-        _absent()
+        _absent(box)
     elif wanted:
         for name in UNITS:
             if name not in wanted and configuration(name) in machine.files:
@@ -121,13 +126,15 @@ def prepare(box: Box) -> None:
 
 def install(box: Box) -> None:
     """The server's program and its account."""
-    apt.packages(PACKAGES, name="llamacpp: install OpenMP")
-    users.system_user(USER, name="llamacpp: account of the service")
+    if box.system == "linux":
+        apt.packages(PACKAGES, name="llamacpp: install OpenMP")
+    users.system_user(systems.account(box.system, USER), name="llamacpp: account of the service")
     python_packages.venv(
         name="llamacpp: install the server",
         base=BASE,
         requirements=packages(box),
         mirror=box.mirror,
+        python=systems.python(box.system),
         index=box.llamacpp.index,
     )
 
@@ -144,7 +151,7 @@ def configure(box: Box) -> None:
             path=path,
             text=settings(server),
             # Before the engine that serves is touched.
-            validate=f"/usr/bin/python3 -I {CHECK} {{path}}",
+            validate=f"{systems.python(box.system)} -I {CHECK} {{path}}",
         )
         services.unit(name=f"llamacpp: write the unit{more}", service=service(box, server))
 
@@ -174,13 +181,14 @@ def _server_absent(name: str) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back."""
-    _absent()
-    apt.packages_absent(PACKAGES, name="llamacpp: remove OpenMP")
+    _absent(box)
+    if box.system == "linux":
+        apt.packages_absent(PACKAGES, name="llamacpp: remove OpenMP")
 
 
-def _absent() -> None:
+def _absent(box: Box) -> None:
     for name in UNITS:
         _server_absent(name)
-    users.user_absent(USER, name="llamacpp: remove the account")
+    users.user_absent(systems.account(box.system, USER), name="llamacpp: remove the account")
     # Last: as long as it is there, `retire` knows that something is left to remove.
     files.absent(name="llamacpp: remove the server", path=BASE, recursive=True)

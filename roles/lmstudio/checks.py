@@ -4,7 +4,20 @@ import json
 import re
 from typing import Any
 
+import pytest
 
+from boxwright.testing.probes import on_a_mac
+
+
+@pytest.mark.system("darwin")
+def test_its_account_listens_on_loopback_only(host: Any) -> None:
+    """LM Studio listens on loopback and nowhere else, with all its processes."""
+    found = host.check_output("lsof -nP -a -u _lmstudio -iTCP -sTCP:LISTEN -Fn").splitlines()
+    addresses = {line[1:].rpartition(":")[0] for line in found if line.startswith("n")}
+    assert addresses == {"127.0.0.1"}
+
+
+@pytest.mark.system("linux")
 def test_loopback_only(host: Any, box: Any) -> None:
     """LM Studio listens on loopback and nowhere else, with all its processes."""
     cgroup = host.check_output("systemctl show --value --property ControlGroup lmstudio").strip()
@@ -38,8 +51,9 @@ def test_each_model_is_loaded_once(host: Any, box: Any) -> None:
 
 def test_nothing_is_loaded_on_demand(host: Any, box: Any) -> None:
     """A model that is not declared is refused, and the text of requests is not written to the disk."""
+    homes = "/var/lib/boxwright/lmstudio" if on_a_mac(host) else "/var/lib/lmstudio"
     with host.sudo():
-        paths = host.check_output("find /var/lib/lmstudio -name http-server-config.json").split()
+        paths = host.check_output(f"find {homes} -name http-server-config.json").split()
         saved = [json.loads(host.file(path).content_string) for path in paths]
     assert len(saved) == 1
     assert saved[0]["justInTimeModelLoading"] is False

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from boxwright.artifacts import Download
 from boxwright.describe import Words
-from boxwright.engines import EngineSettings, gguf_problems
+from boxwright.engines import EngineSettings, gguf_problems, hidden_problems
 from boxwright.errors import Problem
-from boxwright.settings import ByteSize, Port
+from boxwright.settings import ByteSize, On, Port, System
 
 PUBLISHED_AT = "https://llmster.lmstudio.ai/download"
 
@@ -31,6 +31,11 @@ BUNDLES = {
         "939f3f946995618f22f8c4bb977919408c23a5cbbb369f530e2c92738f6891bc",
         1257501655,
     ),
+    ("0.0.25-1", "darwin-arm64"): (
+        "edf1fb01f49b6ea101b3bd7027b4516eb73261d7b0df871c4286fac7011eb4f1"
+        "2633f7f03c9c6a66322659231c248989b7d235528b41bd2f30d87ce085c13b32",
+        615370329,
+    ),
 }
 
 Sha512 = Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$"), Words("128 hexadecimal digits in lower case")]
@@ -46,20 +51,21 @@ class LmstudioSettings(EngineSettings, prefix="lmstudio"):
         description="Version of the bundle, as its publisher names the file. Another one needs `lmstudio_sha512` and "
         "`lmstudio_size`.",
     )
-    bundle: Literal["x64", "x64+cuda12", "arm64"] = Field(
+    bundle: Literal["x64", "x64+cuda12", "arm64"] = On(
+        "linux",
         "x64",
         description="Which bundle. `x64+cuda12` computes on a graphics card of NVIDIA with driver 550.54.14 or newer, "
-        "the others on the processor.",
+        "the others on the processor. For a Mac there is one, which computes by Metal.",
     )
     sha512: Sha512 = Field("", description="SHA-512 of the bundle, as its publisher has it in `.sha512` beside it.")
     size: ByteSize | None = Field(None, description="Exact size of the bundle in bytes.")
 
-    @property
-    def download(self) -> Download:
-        """The bundle; raises KeyError for one that `problems` refuses."""
-        sha512, size = self._digest()
-        x64, _, suffix = self.bundle.partition("+")
-        name = f"{self.version}-linux-{x64}.full{f'+{suffix}' if suffix else ''}.tar.gz"
+    def download(self, system: System) -> Download:
+        """The bundle for a box; raises KeyError for one that `problems` refuses."""
+        sha512, size = self._digest(system)
+        processor, plus, suffix = self._kind(system).partition("+")
+        kernel = "" if system == "darwin" else "linux-"
+        name = f"{self.version}-{kernel}{processor}.full{plus}{suffix}.tar.gz"
         return Download(
             name=f"LM Studio {self.version}",
             url=f"{PUBLISHED_AT}/{name}",
@@ -68,15 +74,23 @@ class LmstudioSettings(EngineSettings, prefix="lmstudio"):
             licence="LicenseRef-LM-Studio-Terms",
         )
 
-    def _digest(self) -> tuple[str, int]:
+    def _kind(self, system: System) -> str:
+        return "darwin-arm64" if system == "darwin" else self.bundle
+
+    def _digest(self, system: System) -> tuple[str, int]:
         if self.sha512 and self.size is not None:
             return self.sha512, int(self.size)
-        return BUNDLES[self.version, self.bundle]
+        return BUNDLES[self.version, self._kind(system)]
 
     @property
     def on_graphics(self) -> bool:
         """Whether it computes on a graphics card."""
         return "cuda" in self.bundle
+
+    @property
+    def detached(self) -> bool:
+        """Its daemon goes into the background."""
+        return True
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -99,7 +113,7 @@ class LmstudioSettings(EngineSettings, prefix="lmstudio"):
             return
         if bool(self.sha512) != (self.size is not None):
             yield self._problem("`lmstudio_sha512` and `lmstudio_size` belong together", "set both, or none")
-        elif not self.sha512 and (self.version, self.bundle) not in BUNDLES:
+        elif not self.sha512 and (self.version, self._kind(box.system)) not in BUNDLES:
             known = ", ".join(sorted({version for version, _ in BUNDLES}))
             yield self._problem(
                 f"the checksum of version {self.version} is not known here (known: {known})",
@@ -107,6 +121,8 @@ class LmstudioSettings(EngineSettings, prefix="lmstudio"):
             )
         for model in box.inference.models_of("lmstudio"):
             yield from gguf_problems(model, "LM Studio")
+            if box.system == "darwin":
+                yield from hidden_problems(model, box.system)
             for what, help in _unable(model):
                 yield Problem(
                     code="BW026", variable="inference_models", message=f"LM Studio: `{model.name}` {what}", help=help

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import PurePosixPath
 
-from boxwright import graphics
+from boxwright import graphics, strays, systems
 from boxwright.errors import Problem
 from boxwright.facts.lmstudio import MARKER
 from boxwright.operations import apt, files, lmstudio, python_packages, services, users
@@ -20,13 +20,10 @@ PACKAGES = ("libatomic1", "libgomp1", "python3")
 USER = "lmstudio"
 BASE = "/opt/boxwright/lmstudio"
 PROGRAM = f"{BASE}/supervise.py"
-PYTHON = "/usr/bin/python3"
 SETTINGS = "/etc/boxwright/lmstudio.json"
 MODELS = "/etc/boxwright/lmstudio-models.json"
-# The bundles, and the homes that were made from them: a folder for each, with a name of 16 hexadecimal digits.
-BUNDLES = "/var/lib/boxwright/lmstudio"
-HOMES = "/var/lib/lmstudio"
-STATE = "/run/lmstudio/state"
+# The bundles: a folder for each, with a name of 16 hexadecimal digits. On a Mac that is where a service has its data.
+BUNDLES = {"linux": "/var/lib/boxwright/lmstudio", "darwin": "/var/lib/boxwright/lmstudio-bundles"}
 # What may listen on its port already: names of its own processes.
 PROCESSES = ("llmster", "node", "lms", "python3")
 ARCHITECTURES = {"x64": "x86_64", "arm64": "aarch64"}
@@ -36,6 +33,12 @@ def need(box: Box) -> Need:
     """Its port, room for the bundle and for what it becomes, and whether it is there."""
     if not box.inference.runs("lmstudio"):
         return Need(files=(BASE,))
+    # Packed, unpacked and installed: a bundle grows to about twice its size.
+    size = box.lmstudio.download(box.system).size
+    downloads = {bundle(box): size, f"{home(box)}/.lmstudio": 4 * size}
+    if box.system == "darwin":
+        free = strays.condition({box.lmstudio.port: "lmstudio_port"})
+        return Need(downloads=downloads, files=(BASE,), conditions=(free,))
 
     def fits(machine: Machine) -> Iterable[Problem]:
         wanted = ARCHITECTURES[box.lmstudio.bundle.partition("+")[0]]
@@ -49,8 +52,7 @@ def need(box: Box) -> Need:
 
     return Need(
         ports={box.lmstudio.port: ("lmstudio_port", PROCESSES)},
-        # Packed, unpacked and installed: a bundle grows to about twice its size.
-        downloads={bundle(box): box.lmstudio.download.size, f"{home(box)}/.lmstudio": 4 * box.lmstudio.download.size},
+        downloads=downloads,
         files=(BASE,),
         conditions=(fits,),
     )
@@ -58,17 +60,28 @@ def need(box: Box) -> Need:
 
 def digits(box: Box) -> str:
     """Names the bundle's folders."""
-    return sha256(box.lmstudio.download.digest.encode()).hexdigest()[:16]
+    return sha256(box.lmstudio.download(box.system).digest.encode()).hexdigest()[:16]
 
 
 def bundle(box: Box) -> str:
     """The fetched bundle."""
-    return f"{BUNDLES}/{digits(box)}/{PurePosixPath(box.lmstudio.download.url).name}"
+    name = PurePosixPath(box.lmstudio.download(box.system).url).name
+    return f"{BUNDLES[box.system]}/{digits(box)}/{name}"
 
 
 def home(box: Box) -> str:
     """The home that is made from it."""
-    return f"{HOMES}/{digits(box)}"
+    return f"{homes(box)}/{digits(box)}"
+
+
+def homes(box: Box) -> str:
+    """Where the homes that were made from bundles are: a folder for each, of the same name."""
+    return systems.state_folder(box.system, USER)
+
+
+def state(box: Box) -> str:
+    """What the program notes about itself."""
+    return f"{systems.runtime_folder(box.system, USER)}/state"
 
 
 def service(box: Box) -> Service:
@@ -76,25 +89,31 @@ def service(box: Box) -> Service:
     return Service(
         name="lmstudio",
         description=f"LM Studio on 127.0.0.1:{box.lmstudio.port}",
-        command=(PYTHON, PROGRAM, "run", SETTINGS, MODELS, STATE),
-        user=USER,
-        group=USER,
+        command=(*_program(box), "run", SETTINGS, MODELS, state(box)),
+        user=systems.account(box.system, USER),
+        group=systems.account(box.system, USER),
         environment={"HOME": home(box)},
         restart_files=(PROGRAM, SETTINGS, f"{home(box)}/{MARKER}"),
         # A model that is added, changed or taken away is loaded or unloaded, while the others go on. Nothing of the
         # unit may depend on the models; that a file of theirs has changed is seen by the program itself.
         reload_files=(MODELS,),
-        reload_command=(PYTHON, PROGRAM, "reload", "$MAINPID", STATE),
-        notify=True,
+        reload_command=(*_program(box), "reload", "$MAINPID", state(box)),
+        # systemd hears it from the program itself.
+        notify=box.system == "linux",
+        probe=(*_program(box), "ready", "$MAINPID", state(box)) if box.system == "darwin" else (),
         start_timeout=1800,
         wait_for_files=graphics.DEVICES[_card(box)],
         stop_timeout=60,
-        state_directory="lmstudio",
-        runtime_directory="lmstudio",
+        state_directory=USER,
+        runtime_directory=USER,
         sandbox_exceptions=_exceptions(box),
         # LM Studio ends in order when its own command is called, and the rest goes with the group.
         settings={"KillMode": "mixed"},
     )
+
+
+def _program(box: Box) -> tuple[str, str]:
+    return systems.python(box.system), PROGRAM
 
 
 def _card(box: Box) -> str:
@@ -120,6 +139,10 @@ def settings(box: Box) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
+def _computes_there(box: Box) -> bool:
+    return box.lmstudio.on_graphics or box.system == "darwin"
+
+
 def models(box: Box) -> str:
     """What is to be loaded, as JSON."""
     values = [
@@ -129,8 +152,8 @@ def models(box: Box) -> str:
             "kind": model.kind,
             "context": model.context,
             "parallel": model.parallel,
-            # Without a card there is nothing to put there, whatever is declared.
-            "gpu": "max" if box.lmstudio.on_graphics and model.gpu_layers == "all" else "off",
+            # Without a card there is nothing to put there, whatever is declared. A Mac has one.
+            "gpu": "max" if _computes_there(box) and model.gpu_layers == "all" else "off",
         }
         for model in box.inference.models_of("lmstudio")
     ]
@@ -140,7 +163,7 @@ def models(box: Box) -> str:
 def retire(box: Box, machine: Machine) -> None:
     """Takes it away where it is no longer declared, before another engine starts. Libraries stay: others use them."""
     if not box.inference.runs("lmstudio") and BASE in machine.files:
-        _absent()
+        _absent(box)
 
 
 def prepare(box: Box) -> None:
@@ -152,29 +175,31 @@ def prepare(box: Box) -> None:
 
 def supply(box: Box, target: Target) -> Supply:
     """The publisher's bundle, where it runs."""
-    return Supply(files=(box.lmstudio.download,)) if box.inference.runs("lmstudio") else Supply()
+    return Supply(files=(box.lmstudio.download(box.system),)) if box.inference.runs("lmstudio") else Supply()
 
 
 def install(box: Box) -> None:
     """The bundle, verified before it is unpacked, in a home of its own."""
-    apt.packages(PACKAGES, name="lmstudio: install libraries")
-    users.system_user(USER, name="lmstudio: account of the service", home=HOMES)
+    if box.system == "linux":
+        apt.packages(PACKAGES, name="lmstudio: install libraries")
+    account = systems.account(box.system, USER)
+    users.system_user(account, name="lmstudio: account of the service", home=homes(box))
     folder = str(PurePosixPath(bundle(box)).parent)
     files.directory(name="lmstudio: folder of the program", path=BASE)
-    files.directory(name="lmstudio: folder of bundles", path=BUNDLES)
+    files.directory(name="lmstudio: folder of bundles", path=BUNDLES[box.system])
     files.directory(name="lmstudio: folder of the bundle", path=folder)
     files.download(
         name=f"lmstudio: fetch version {box.lmstudio.version}",
         path=bundle(box),
-        artifact=box.lmstudio.download,
+        artifact=box.lmstudio.download(box.system),
         mirror=box.mirror,
     )
     lmstudio.installed(
         name=f"lmstudio: install version {box.lmstudio.version}",
         home=home(box),
         bundle=bundle(box),
-        digest=box.lmstudio.download.digest,
-        user=USER,
+        digest=box.lmstudio.download(box.system).digest,
+        user=account,
     )
 
 
@@ -193,29 +218,31 @@ def activate(box: Box) -> None:
         return
     unit = service(box)
     services.running(name="lmstudio: running", service=unit, roll_back=(unit.unit_path, MODELS))
-    python_packages.prune(name="lmstudio: remove other versions", base=HOMES, keep=[home(box)])
-    python_packages.prune(name="lmstudio: remove other bundles", base=BUNDLES, keep=[f"{BUNDLES}/{digits(box)}"])
+    python_packages.prune(name="lmstudio: remove other versions", base=homes(box), keep=[home(box)])
+    folder = str(PurePosixPath(bundle(box)).parent)
+    python_packages.prune(name="lmstudio: remove other bundles", base=BUNDLES[box.system], keep=[folder])
 
 
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back."""
-    _absent()
-    apt.packages_absent(PACKAGES, name="lmstudio: remove libraries")
+    _absent(box)
+    if box.system == "linux":
+        apt.packages_absent(PACKAGES, name="lmstudio: remove libraries")
 
 
-def _absent() -> None:
-    services.unit_absent(name="lmstudio: stop and remove the service", service=_to_remove())
+def _absent(box: Box) -> None:
+    unit = Service(name="lmstudio", description="LM Studio", command=_program(box))
+    services.unit_absent(name="lmstudio: stop and remove the service", service=unit)
+    if box.system == "darwin":
+        lmstudio.ended(systems.account(box.system, USER), name="lmstudio: end its daemon")
+        # systemd takes it away with the service.
+        files.absent(name="lmstudio: remove its notes", path=str(PurePosixPath(state(box)).parent), recursive=True)
     files.files_absent(
         name="lmstudio: remove the settings",
         paths=[SETTINGS, *services.with_copies(MODELS)],
     )
-    files.absent(name="lmstudio: remove LM Studio", path=HOMES, recursive=True)
-    files.absent(name="lmstudio: remove the bundles", path=BUNDLES, recursive=True)
-    users.user_absent(USER, name="lmstudio: remove the account")
+    files.absent(name="lmstudio: remove LM Studio", path=homes(box), recursive=True)
+    files.absent(name="lmstudio: remove the bundles", path=BUNDLES[box.system], recursive=True)
+    users.user_absent(systems.account(box.system, USER), name="lmstudio: remove the account")
     # Last: as long as it is there, `retire` knows that something is left to remove.
     files.absent(name="lmstudio: remove the program", path=BASE, recursive=True)
-
-
-def _to_remove() -> Service:
-    """The service as far as its removal needs it."""
-    return Service(name="lmstudio", description="LM Studio", command=(PYTHON, PROGRAM))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from boxwright import strays, systems
 from boxwright.engines import Server, model_files
 from boxwright.errors import Problem
 from boxwright.models import Model
@@ -14,8 +15,12 @@ from boxwright.site_mirror.supply import Supply, Target, pinned_wheels
 from boxwright.templates import render
 from roles.registry import Box
 
-# Made by `make lock`: mlx-lm, and MLX for the processor of a Linux machine.
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+# Made by `make lock`: mlx-lm, and MLX for the processor of a Linux machine, or for Metal. The latter's files differ
+# between releases of macOS: pip takes the newest that fits.
+REQUIREMENTS = {
+    "linux": Path(__file__).with_name("requirements.txt"),
+    "darwin": Path(__file__).with_name("requirements-darwin.txt"),
+}
 # Distributions whose Python is older than 3.12, which the pinned numpy wants.
 TOO_OLD = {("debian", "12"): "3.11", ("ubuntu", "22.04"): "3.10"}
 USER = "mlx"
@@ -28,6 +33,8 @@ def need(box: Box) -> Need:
     """The port that it listens on, a Python for its packages, and whether it is there."""
     if server(box) is None:
         return Need(files=(BASE,))
+    if box.system == "darwin":
+        return Need(files=(BASE,), conditions=(strays.condition({box.mlx.port: "mlx_port"}),))
 
     def fits(machine: Machine) -> Iterable[Problem]:
         python = TOO_OLD.get((machine.distribution, machine.release))
@@ -50,7 +57,7 @@ def server(box: Box) -> Server | None:
 
 def requirements(box: Box) -> str:
     """The requirements file of its packages."""
-    return box.mlx.requirements or REQUIREMENTS.read_text(encoding="utf-8")
+    return box.mlx.requirements or REQUIREMENTS[box.system].read_text(encoding="utf-8")
 
 
 def supply(box: Box, target: Target) -> Supply:
@@ -60,7 +67,7 @@ def supply(box: Box, target: Target) -> Supply:
 
 def environment(box: Box) -> str:
     """Folder of the virtual environment."""
-    return python_packages.venv_path(BASE, requirements(box))
+    return python_packages.venv_path(BASE, requirements(box), systems.python(box.system))
 
 
 def service(box: Box, server: Server) -> Service:
@@ -69,10 +76,11 @@ def service(box: Box, server: Server) -> Service:
         name=server.unit,
         description=f"MLX on 127.0.0.1:{box.mlx.port}",
         command=(f"{environment(box)}/bin/python", PROGRAM, CONFIGURATION),
-        user=USER,
-        group=USER,
-        # Without it MLX compiles parts of a model with the system's C++ compiler, where there is one.
-        environment={"MLX_DISABLE_COMPILE": "1"},
+        user=systems.account(box.system, USER),
+        group=systems.account(box.system, USER),
+        # Without it MLX compiles parts of a model with the C++ compiler of a Linux machine, where there is one. On a
+        # Mac, Metal does that by itself.
+        environment={"MLX_DISABLE_COMPILE": "1"} if box.system == "linux" else {},
         restart_files=(
             PROGRAM,
             CONFIGURATION,
@@ -113,8 +121,14 @@ def prepare(box: Box) -> None:
 
 def install(box: Box) -> None:
     """The server's program and its account."""
-    users.system_user(USER, name="mlx: account of the service")
-    python_packages.venv(name="mlx: install the server", base=BASE, requirements=requirements(box), mirror=box.mirror)
+    users.system_user(systems.account(box.system, USER), name="mlx: account of the service")
+    python_packages.venv(
+        name="mlx: install the server",
+        base=BASE,
+        requirements=requirements(box),
+        mirror=box.mirror,
+        python=systems.python(box.system),
+    )
 
 
 def configure(box: Box, server: Server) -> None:
@@ -126,7 +140,7 @@ def configure(box: Box, server: Server) -> None:
         path=CONFIGURATION,
         text=settings(box, server.model),
         # As the account that will read the model, so that a folder which is closed to it is found here.
-        validate=f"runuser -u {USER} -- {environment(box)}/bin/python {PROGRAM} {{path}} --check",
+        validate=f"{systems.as_account(box.system, USER)} {environment(box)}/bin/python {PROGRAM} {{path}} --check",
     )
     services.unit(name="mlx: write the unit", service=service(box, server))
 
@@ -148,6 +162,6 @@ def remove(box: Box, purge: bool) -> None:
     services.unit_absent(name="mlx: stop and remove the service", service=unit)
     paths = services.with_copies(CONFIGURATION)
     files.files_absent(name="mlx: remove the settings", paths=paths)
-    users.user_absent(USER, name="mlx: remove the account")
+    users.user_absent(systems.account(box.system, USER), name="mlx: remove the account")
     # Last: as long as it is there, `retire` knows that something is left to remove.
     files.absent(name="mlx: remove the server", path=BASE, recursive=True)

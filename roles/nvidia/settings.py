@@ -8,7 +8,7 @@ from boxwright.nvidia import HELD_DRIVER, HELD_KERNEL
 from boxwright.settings import RoleSettings
 
 
-class NvidiaSettings(RoleSettings, prefix="nvidia"):
+class NvidiaSettings(RoleSettings, prefix="nvidia", systems={"linux"}):
     """NVIDIA's driver, its persistence daemon, and the toolkit that hands cards to containers."""
 
     enabled: bool = Field(

@@ -129,6 +129,8 @@ def _containers(box: Box) -> bool:
 
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back that boxwright installed. What of the driver is loaded goes when the box is restarted."""
+    if not box.has("nvidia"):
+        return
     services.unit_absent(name="nvidia: the persistence daemon's settings go", service=PERSISTENCE)
     nvidia.persistence_absent(name="nvidia: the persistence daemon is as it was", path=KEPT)
     tools = sorted({name for names in TOOLS.values() for name in names})

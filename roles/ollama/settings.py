@@ -10,7 +10,7 @@ from boxwright.engines import EngineSettings, cannot, gguf_problems
 from boxwright.errors import Problem
 from boxwright.graphics import Graphics
 from boxwright.models import Model
-from boxwright.settings import ByteSize, Port, Sha256
+from boxwright.settings import ByteSize, On, Port, Sha256, System
 
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 EnvironmentValue = Annotated[str, Field(pattern=r"^[^\n]*$")]
@@ -25,7 +25,7 @@ RESERVED = ("HOME", "OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_NOPRUNE", "OLLAMA_NO
 
 
 class Archive(BaseModel):
-    """An archive of Ollama's publisher, for one kind of processor."""
+    """An archive of Ollama's publisher, for one kind of machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +45,12 @@ RELEASES = {
         ),
     }
 }
+# The same for a Mac: one archive for both kinds of processor that Macs have had. From the same sources.
+RELEASES_FOR_MACS = {
+    "0.24.0": Archive(
+        sha256="e6d5e8b4bc0cb2a35ff7901c58d81ca2170403a819c4726f58798155fa682e38", size=ByteSize(133395504)
+    )
+}
 
 
 class OllamaSettings(EngineSettings, prefix="ollama"):
@@ -57,7 +63,8 @@ class OllamaSettings(EngineSettings, prefix="ollama"):
     archive: Archive | None = Field(
         None,
         description="The archive `ollama-linux-amd64.tar.zst` or `ollama-linux-arm64.tar.zst` of `ollama_version`, for "
-        "the box's processor. Unset it is the published one, of a version that is known here.",
+        "the box's processor, on a Mac `ollama-darwin.tgz`. Unset it is the published one, of a version that is known "
+        "here.",
         examples=[{"sha256": "15c5f8d66ba06e0d3b4719df8868612dbd66e14e82760929bb3552e1657cdcdb", "size": 1198635318}],
     )
     profile: Literal["default", "gateway"] = Field(
@@ -96,8 +103,11 @@ class OllamaSettings(EngineSettings, prefix="ollama"):
         description="Origins of web pages that Ollama itself answers, beside pages of the box. Pages that come by the "
         "gateway are governed by `gateway_cors_origins` alone.",
     )
-    graphics: Graphics = Field(
-        "none", description="Graphics cards that the service may use. Their driver must be installed."
+    graphics: Graphics = On(
+        "linux",
+        "none",
+        description="Graphics cards that the service may use. Their driver must be installed. A Mac's are used without "
+        "it.",
     )
     update: str = Field(
         "",
@@ -146,15 +156,17 @@ class OllamaSettings(EngineSettings, prefix="ollama"):
         """Ollama adds the tag."""
         return name if ":" in name else f"{name}:latest"
 
-    def archive_for(self, architecture: str) -> Archive:
-        """The archive for a processor (x86_64, aarch64). Raises KeyError when none is known."""
+    def archive_for(self, system: System, architecture: str) -> Archive:
+        """The archive for a machine, in the words of its kernel (x86_64, aarch64). KeyError when none is known."""
+        if system == "darwin":
+            return self.archive or RELEASES_FOR_MACS[self.version]
         return self.archive or RELEASES[self.version][architecture]
 
     def problems(self, box: Any) -> Iterable[Problem]:
         """What Ollama cannot serve, and a version whose archive nobody has named."""
         if not box.inference.runs("ollama"):
             return
-        if self.archive is None and self.version not in RELEASES:
+        if self.archive is None and self.version not in (RELEASES_FOR_MACS if box.system == "darwin" else RELEASES):
             yield Problem(
                 code="BW022",
                 variable="ollama_version",

@@ -4,27 +4,31 @@ import shlex
 from functools import partial
 from hashlib import sha256
 
-from boxwright import graphics
+from boxwright import graphics, strays, systems
 from boxwright.artifacts import Download
 from boxwright.facts.archives import MARKER as WHOLE
 from boxwright.facts.ollama import manifest_path
 from boxwright.models import Model
 from boxwright.operations import apt, archives, files, ollama, services, users
 from boxwright.preflight import Machine, Need
-from boxwright.services import UNITS, Service, Value, systemd_unit
+from boxwright.services import UNITS, Service, Value
+from boxwright.shell import portable
 from boxwright.site_mirror.supply import Supply, Target
+from boxwright.systemd import systemd_unit
 from boxwright.templates import render
-from roles.ollama.settings import RELEASES
+from roles.ollama.settings import RELEASES, RELEASES_FOR_MACS
 from roles.registry import Box
 
-# The publisher's archives are compressed with it.
+# The publisher's archives for Linux are compressed with it.
 PACKAGES = ("zstd",)
 USER = "ollama"
 BASE = "/opt/boxwright/ollama"
 READY = f"{BASE}/ready"
-STATE = "/var/lib/ollama"
-STORE = f"{STATE}/models"
-RECORDS = "/var/lib/boxwright/ollama"
+# Where models are and who puts them there, and the notes about them. On Linux the sandbox keeps the serving process
+# from writing there. A Mac has none: the store belongs to an account of its own, and the serving one may only read it.
+STORE = {"linux": "/var/lib/ollama/models", "darwin": "/var/lib/boxwright/ollama-models"}
+KEEPER = {"linux": USER, "darwin": "_ollamastore"}
+RECORDS = {"linux": "/var/lib/boxwright/ollama", "darwin": "/var/lib/boxwright/ollama-notes"}
 ENVIRONMENT = "/etc/boxwright/ollama.env"
 PRELOADED = "/etc/boxwright/ollama.models"
 UPDATE = f"{BASE}/update"
@@ -59,7 +63,12 @@ def need(box: Box) -> Need:
     """The port, disk for the program and for the models' second copy, and whether it is there."""
     if not box.inference.runs("ollama"):
         return Need(files=(BASE, UPDATE))
-    size = max(int(box.ollama.archive_for(name).size) for name in NAMES)
+    size = max(int(box.ollama.archive_for(box.system, name).size) for name in NAMES)
+    copies = {f"{STORE[box.system]}/blobs/sha256-{model.sha256}": model.bytes for model in models(box) if model.sha256}
+    downloads = {program(box): size * UNPACKED, **copies}
+    if box.system == "darwin":
+        free = strays.condition({box.ollama.port: "ollama_port"})
+        return Need(downloads=downloads, files=(BASE, UPDATE), conditions=(free,))
     fits = partial(
         graphics.missing,
         box.ollama.graphics,
@@ -68,9 +77,8 @@ def need(box: Box) -> Need:
         "set it to `none`",
         installs_nvidia=box.nvidia.enabled,
     )
-    copies = {f"{STORE}/blobs/sha256-{model.sha256}": model.bytes for model in models(box) if model.sha256}
     return Need(
-        downloads={program(box): size * UNPACKED, **copies},
+        downloads=downloads,
         ports={box.ollama.port: ("ollama_port", ("ollama",))},
         files=(BASE, UPDATE, *graphics.DEVICES[box.ollama.graphics]),
         conditions=(fits,),
@@ -80,14 +88,28 @@ def need(box: Box) -> Need:
 def folder(box: Box) -> str:
     """Folder of the program: another version, or another archive of the same, is another folder."""
     settings = box.ollama
-    known = [settings.archive] if settings.archive else list(RELEASES[settings.version].values())
+    if settings.archive:
+        known = [settings.archive]
+    elif box.system == "darwin":
+        known = [RELEASES_FOR_MACS[settings.version]]
+    else:
+        known = list(RELEASES[settings.version].values())
     digest = sha256("".join(one.sha256 for one in known).encode()).hexdigest()
     return f"{BASE}/{settings.version}-{digest[:12]}"
 
 
+# Where the program is in the publisher's archive.
+INSIDE = {"linux": "bin/ollama", "darwin": "ollama"}
+
+
 def program(box: Box) -> str:
     """Path of the program."""
-    return f"{folder(box)}/bin/ollama"
+    return f"{folder(box)}/{INSIDE[box.system]}"
+
+
+def state(box: Box) -> str:
+    """The home of the serving process."""
+    return systems.state_folder(box.system, USER)
 
 
 def environment(box: Box) -> dict[str, str]:
@@ -114,9 +136,9 @@ def environment(box: Box) -> dict[str, str]:
     }
     values.update({name: value for name, value in chosen.items() if value is not None})
     return {
-        "HOME": STATE,
+        "HOME": state(box),
         "OLLAMA_HOST": f"127.0.0.1:{settings.port}",
-        "OLLAMA_MODELS": STORE,
+        "OLLAMA_MODELS": STORE[box.system],
         # Models that run at the publisher's: nothing that is asked here leaves the box.
         "OLLAMA_NO_CLOUD": "1",
         # The store belongs to the process that makes models.
@@ -164,11 +186,12 @@ def definition(box: Box, model: Model) -> ollama.Definition:
 def store(box: Box) -> ollama.Store:
     """The models' store."""
     return ollama.Store(
+        system=box.system,
         program=program(box),
-        folder=STORE,
-        records=RECORDS,
+        folder=STORE[box.system],
+        records=RECORDS[box.system],
         state_directory=USER,
-        user=USER,
+        user=KEEPER[box.system],
         environment_file=ENVIRONMENT,
         unit="ollama",
         url=box.ollama.base_url,
@@ -178,7 +201,10 @@ def store(box: Box) -> ollama.Store:
 def service(box: Box) -> Service:
     """The server: reads its store and listens on loopback."""
     exceptions: dict[str, tuple[Value, str]] = {
-        "ReadOnlyPaths": (f"-{STORE}", "models are put there by a process of its own; whoever asks changes nothing"),
+        "ReadOnlyPaths": (
+            f"-{STORE[box.system]}",
+            "models are put there by a process of its own; whoever asks changes nothing",
+        ),
         "ProcSubset": ("all", "reads /proc/meminfo to see whether a model fits into memory"),
     }
     exceptions |= graphics.sandbox(box.ollama.graphics)
@@ -186,8 +212,8 @@ def service(box: Box) -> Service:
         name="ollama",
         description=f"Ollama on 127.0.0.1:{box.ollama.port}",
         command=(program(box), "serve"),
-        user=USER,
-        group=USER,
+        user=systems.account(box.system, USER),
+        group=systems.account(box.system, USER),
         environment_file=ENVIRONMENT,
         restart_files=(f"{folder(box)}/{WHOLE}",),
         probe=("/bin/sh", READY, box.ollama.base_url, PRELOADED),
@@ -208,9 +234,11 @@ def update_text(box: Box) -> str:
     """The program that fetches models of a registry anew; empty where there are none to fetch."""
     calls = []
     for one in (definition(box, model) for model in updated(box)):
-        manifest = manifest_path(STORE, one.name)
+        manifest = manifest_path(STORE[box.system], one.name)
         calls.append((shlex.join([one.name, manifest, *ollama.arguments(store(box), one)]), one.request))
-    return render("ollama/update.sh.j2", make=ollama.MAKE.strip(), models=calls) if calls else ""
+    return (
+        render("ollama/update.sh.j2", make=portable(ollama.MAKE) + ollama.MAKE.strip(), models=calls) if calls else ""
+    )
 
 
 def update_service(schedule: str = "") -> Service:
@@ -231,7 +259,7 @@ def update_service(schedule: str = "") -> Service:
             "CAP_FOWNER": "keeps the modes of Ollama's files",
         },
         sandbox_exceptions={
-            "ReadWritePaths": ((STATE, RECORDS), "puts models there"),
+            "ReadWritePaths": ((systems.state_folder("linux", USER), RECORDS["linux"]), "puts models there"),
             "SystemCallFilter": (("@system-service",), "changes owners of files"),
         },
     )
@@ -272,11 +300,12 @@ def supply(box: Box, target: Target) -> Supply:
 def _archive(box: Box, architecture: str) -> Download:
     """The published program for a processor, in the kernel's words."""
     settings = box.ollama
-    archive = settings.archive_for(architecture)
+    archive = settings.archive_for(box.system, architecture)
     published = f"https://github.com/ollama/ollama/releases/download/v{settings.version}"
+    name = "ollama-darwin.tgz" if box.system == "darwin" else f"ollama-linux-{NAMES[architecture]}.tar.zst"
     return Download(
         name=f"Ollama {settings.version}",
-        url=f"{published}/ollama-linux-{NAMES[architecture]}.tar.zst",
+        url=f"{published}/{name}",
         sha256=archive.sha256,
         size=archive.size,
         licence="MIT",
@@ -286,16 +315,20 @@ def _archive(box: Box, architecture: str) -> Download:
 def install(box: Box, machine: Machine) -> None:
     """The program and its account."""
     settings = box.ollama
-    apt.packages(PACKAGES, name="ollama: install zstd")
-    ollama.account_free(USER, home=STATE, unit="ollama", name="ollama: make its account free")
+    if box.system == "linux":
+        apt.packages(PACKAGES, name="ollama: install zstd")
+        ollama.account_free(USER, home=state(box), unit="ollama", name="ollama: make its account free")
+    else:
+        users.system_user(KEEPER[box.system], name="ollama: account that keeps the models")
     groups = graphics.groups(settings.graphics)
-    users.system_user(USER, home=STATE, groups=groups, name="ollama: account of the service")
+    account = systems.account(box.system, USER)
+    users.system_user(account, home=state(box), groups=groups, name="ollama: account of the service")
     files.directory(name="ollama: folder of the program", path=BASE)
     archives.unpacked(
         name=f"ollama: install version {settings.version}",
         path=folder(box),
         artifact=_archive(box, machine.architecture),
-        program="bin/ollama",
+        program=INSIDE[box.system],
         mirror=box.mirror,
     )
 
@@ -304,8 +337,9 @@ def configure(box: Box, machine: Machine) -> None:
     """What the server reads at start, and its unit."""
     files.directory(name="ollama: folder of settings", path="/etc/boxwright")
     # systemd makes the folder above it the service's own, with all it holds.
-    for what, path in (("models", STORE), ("blobs", f"{STORE}/blobs"), ("manifests", f"{STORE}/manifests")):
-        files.directory(name=f"ollama: folder of {what}", path=path, user=USER, group=USER, mode="0755")
+    store, keeper = STORE[box.system], KEEPER[box.system]
+    for what, path in (("models", store), ("blobs", f"{store}/blobs"), ("manifests", f"{store}/manifests")):
+        files.directory(name=f"ollama: folder of {what}", path=path, user=keeper, group=keeper, mode="0755")
     # A proxy's address may hold a password.
     files.content(
         name="ollama: write the environment", path=ENVIRONMENT, text=environment_file(box), mode="0600", secret=True
@@ -314,8 +348,9 @@ def configure(box: Box, machine: Machine) -> None:
     files.content(name="ollama: write the list of models", path=PRELOADED, text=preloaded)
     files.content(name="ollama: write the question at start", path=READY, text=render("ollama/ready.sh"), mode="0755")
     unit = service(box)
-    files.directory(name="ollama: folder of the drop-in", path=DROPIN.rpartition("/")[0])
-    files.content(name="ollama: write the drop-in", path=DROPIN, text=dropin(unit))
+    if box.system == "linux":
+        files.directory(name="ollama: folder of the drop-in", path=DROPIN.rpartition("/")[0])
+        files.content(name="ollama: write the drop-in", path=DROPIN, text=dropin(unit))
     services.unit(name="ollama: write the unit", service=unit)
     if update := update_text(box):
         files.content(name="ollama: write the update of models", path=UPDATE, text=update, mode="0755")
@@ -330,7 +365,8 @@ def activate(box: Box) -> None:
         return
     unit = service(box)
     # A version or an environment with which it does not start is taken back.
-    services.running(name="ollama: running", service=unit, roll_back=(unit.unit_path, DROPIN, ENVIRONMENT))
+    dropins = (DROPIN,) if box.system == "linux" else ()
+    services.running(name="ollama: running", service=unit, roll_back=(unit.unit_path, *dropins, ENVIRONMENT))
     for model in models(box):
         ollama.model(name=f"ollama: model {model.name}", store=store(box), definition=definition(box, model))
     if updated(box):
@@ -351,13 +387,19 @@ def remove(box: Box, purge: bool) -> None:
     """Takes everything back; the models only with `purge`."""
     _update_absent()
     unit = Service(name="ollama", description="Ollama", command=(f"{BASE}/bin/ollama",))
-    files.files_absent(name="ollama: remove the drop-in", paths=services.with_copies(DROPIN))
+    if box.system == "linux":
+        files.files_absent(name="ollama: remove the drop-in", paths=services.with_copies(DROPIN))
     services.unit_absent(name="ollama: stop and remove the service", service=unit)
     files.files_absent(name="ollama: remove the settings", paths=[*services.with_copies(ENVIRONMENT), PRELOADED])
     if purge:
-        files.absent(name="ollama: remove the models", path=STATE, recursive=True)
-        files.absent(name="ollama: remove the notes about models", path=RECORDS, recursive=True)
-    users.user_absent(USER, name="ollama: remove the account")
-    apt.packages_absent(PACKAGES, name="ollama: remove zstd")
+        if box.system == "darwin":
+            files.absent(name="ollama: remove the store", path=STORE[box.system], recursive=True)
+        files.absent(name="ollama: remove the models", path=state(box), recursive=True)
+        files.absent(name="ollama: remove the notes about models", path=RECORDS[box.system], recursive=True)
+    users.user_absent(systems.account(box.system, USER), name="ollama: remove the account")
+    if box.system == "darwin":
+        users.user_absent(KEEPER[box.system], name="ollama: remove the account that kept the models")
+    else:
+        apt.packages_absent(PACKAGES, name="ollama: remove zstd")
     # Last: as long as it is there, `retire` knows that something is left to remove.
     files.absent(name="ollama: remove the program", path=BASE, recursive=True)

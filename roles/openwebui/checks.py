@@ -3,15 +3,25 @@
 import json
 from typing import Any
 
+import pytest
+
+from boxwright.testing.probes import exposure, listeners, on_a_mac, starts_at_boot, unprivileged
+
 
 def test_healthy(host: Any, box: Any) -> None:
     """The page's own health check passes."""
-    answer = host.run(f"curl --silent --fail {box.openwebui.url}/health")
+    answer = host.run(f"curl --silent --fail {box.openwebui.url(box)}/health")
     assert json.loads(answer.stdout) == {"status": True}
 
 
-def test_reached_through_the_gateway_only(host: Any) -> None:
-    """The container has no published port, and its network leads nowhere but to the box."""
+def test_reached_through_the_gateway_only(host: Any, box: Any) -> None:
+    """The container has no published port, and its network leads nowhere but to the box; without one, only the box
+    itself reaches it.
+    """
+    if box.openwebui.native(box):
+        assert listeners(host, box.openwebui.port) == {"127.0.0.1"}
+        assert unprivileged(host, "openwebui", "openwebui")
+        return
     containers = host.check_output("docker ps --quiet --filter label=com.docker.compose.project=openwebui").split()
     assert containers
     for container in containers:
@@ -28,8 +38,11 @@ def test_reached_through_the_gateway_only(host: Any) -> None:
             assert host.check_output(f"docker network inspect --format '{{{{.Internal}}}}' {network}") == "true"
 
 
-def test_comes_back_after_a_reboot(host: Any) -> None:
-    """Docker starts the container again after a reboot."""
+def test_comes_back_after_a_reboot(host: Any, box: Any) -> None:
+    """It is started again after a reboot, by Docker or as a service."""
+    if box.openwebui.native(box):
+        assert starts_at_boot(host, "openwebui")
+        return
     containers = host.check_output("docker ps --quiet --filter label=com.docker.compose.project=openwebui").split()
     assert containers
     for container in containers:
@@ -39,10 +52,20 @@ def test_comes_back_after_a_reboot(host: Any) -> None:
         assert policy == "unless-stopped"
 
 
-def test_secrets_are_for_root_alone(host: Any) -> None:
+@pytest.mark.system("linux")
+def test_sandbox(host: Any, box: Any) -> None:
+    """systemd rates the exposure of the service 1.5 or better."""
+    if not box.openwebui.native(box):
+        pytest.skip("it runs in a container")
+    assert exposure(host, "openwebui") <= 1.5
+
+
+def test_secrets_are_for_root_alone(host: Any, box: Any) -> None:
     """Only root can read the file with the secrets."""
-    file = host.file("/opt/boxwright/openwebui/openwebui.env")
-    assert (file.user, file.group, file.mode) == ("root", "root", 0o600)
+    folder = "/etc/boxwright/openwebui" if box.openwebui.native(box) else "/opt/boxwright/openwebui"
+    file = host.file(f"{folder}/openwebui.env")
+    group = "wheel" if on_a_mac(host) else "root"
+    assert (file.user, file.group, file.mode) == ("root", group, 0o600)
 
 
 def test_login_page(outside: Any) -> None:

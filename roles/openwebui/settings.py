@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from boxwright.artifacts import Requirements
 from boxwright.errors import Problem
-from boxwright.settings import Generated, RoleSettings, Secret
+from boxwright.settings import Generated, Port, RoleSettings, Secret
+
+# What the role's requirements.txt has.
+RELEASE = "0.12.4"
 
 # Compose reads single-quoted values to the letter; a quote or a line break inside one cannot be written down.
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -16,18 +20,39 @@ EnvironmentValue = Annotated[str, Field(pattern=r"^[^'\n]*$")]
 
 
 class OpenwebuiSettings(RoleSettings, prefix="openwebui"):
-    """Open WebUI: the chat page, with accounts of its own, in a Compose project."""
+    """Open WebUI: the chat page, with accounts of its own, in a Compose project or without a container."""
 
     enabled: bool = Field(True, description="Run Open WebUI.")
+    run: Literal["container", "native"] | None = Field(
+        None,
+        description="How it runs: `container`, in a Compose project of Docker Engine, or `native`, as a service from a "
+        "virtual environment. Unset it is `container` on Linux and `native` on a Mac. Accounts and chats do not move "
+        "from one to the other.",
+    )
     version: str = Field(
-        "0.12.4",
+        RELEASE,
         pattern=r"^\d+\.\d+\.\d+$",
-        description="Version of Open WebUI; database migrations go one way, so going back needs a backup.",
+        description="Version of Open WebUI; database migrations go one way, so going back needs a backup. Without a "
+        "container another one than the default needs `openwebui_requirements`.",
     )
     image: str = Field(
         "ghcr.io/open-webui/open-webui",
         pattern=r"^[a-z0-9.-]+(:\d+)?/[a-z0-9._/-]+$",
         description="Container image without its tag.",
+    )
+    port: Port = Field(8087, description="TCP port on loopback where it listens when it runs without a container.")
+    python: str = Field(
+        "",
+        pattern=r"^(/[^\s:]+)?$",
+        description="Interpreter with which it runs without a container, of Python 3.11 or 3.12. Empty: that of the "
+        "distribution; on a Mac that of Homebrew.",
+        examples=["/usr/local/bin/python3.12"],
+    )
+    requirements: Requirements = Field(
+        "",
+        description="Text of a requirements file with hashes to install in place of that of the role, where it runs "
+        "without a container.",
+        examples=[f"open-webui=={RELEASE} --hash=sha256:{'0' * 64}\n"],
     )
     subnet: IPv4Network = Field(
         IPv4Network("172.30.77.0/24"),
@@ -61,29 +86,53 @@ class OpenwebuiSettings(RoleSettings, prefix="openwebui"):
         """Image with its tag, as published."""
         return f"{self.image}:v{self.version}"
 
-    @property
-    def url(self) -> str:
-        """Where the gateway reaches Open WebUI: its container's address, the second of the subnet."""
-        return f"http://{self.container_address}:8080"
+    def native(self, box: Any) -> bool:
+        """Whether it runs, without a container."""
+        return self.enabled and (self.run or ("native" if box.system == "darwin" else "container")) == "native"
+
+    def in_container(self, box: Any) -> bool:
+        """Whether it runs, in a container."""
+        return self.enabled and not self.native(box)
+
+    def url(self, box: Any) -> str:
+        """Where the gateway reaches Open WebUI: on loopback, or at its container's address."""
+        return f"http://127.0.0.1:{self.port}" if self.native(box) else f"http://{self.container_address}:8080"
 
     @property
     def container_address(self) -> str:
         """Address of the container on the Compose network: the second of the subnet."""
         return str(next(islice(self.subnet.hosts(), 1, None)))
 
-    @property
-    def box_address(self) -> str:
-        """Address of the box on the Compose network: the first of the subnet."""
-        return str(next(self.subnet.hosts()))
+    def box_address(self, box: Any) -> str:
+        """Address of the box where Open WebUI asks for the engine, and from where the gateway comes: loopback, or on
+        the Compose network the first of the subnet.
+        """
+        return "127.0.0.1" if self.native(box) else str(next(self.subnet.hosts()))
+
+    def asks_from(self, box: Any) -> str:
+        """The network from which Open WebUI asks for the engine."""
+        return "127.0.0.1/32" if self.native(box) else str(self.subnet)
 
     def problems(self, box: Any) -> Iterable[Problem]:
-        """Open WebUI runs in a container and asks the engine through the gateway."""
-        if self.enabled and not box.docker.enabled:
+        """A container needs Docker Engine; what runs without one is what is pinned here."""
+        if not self.enabled:
+            return
+        if self.native(box):
+            yield from self._packages()
+        elif box.system == "darwin":
+            yield Problem(
+                code="BW027",
+                variable="openwebui_run",
+                message="`openwebui_run` is container, and a Mac has no container engine that runs before somebody "
+                "has signed in",
+                help="remove `openwebui_run`: Open WebUI runs without one there",
+            )
+        elif not box.docker.enabled:
             yield Problem(
                 code="BW022",
                 variable="docker_enabled",
                 message="Open WebUI runs in a container, but `docker_enabled` is false",
-                help="set `docker_enabled: true`, or `openwebui_enabled: false`",
+                help="set `docker_enabled: true`, `openwebui_run: native`, or `openwebui_enabled: false`",
             )
         if self.subnet.prefixlen > 29:
             yield Problem(
@@ -91,4 +140,15 @@ class OpenwebuiSettings(RoleSettings, prefix="openwebui"):
                 variable="openwebui_subnet",
                 message=f"{self.subnet} has no room for the container",
                 help="give a network of /29 or larger, such as 172.30.77.0/24",
+            )
+
+    def _packages(self) -> Iterable[Problem]:
+        if self.version != RELEASE and not self.requirements:
+            yield Problem(
+                code="BW022",
+                variable="openwebui_version",
+                message=f"without a container Open WebUI is installed from pinned packages, which are those of version "
+                f"{RELEASE}",
+                help=f"set `openwebui_version: {RELEASE}`, or give the packages of {self.version} in "
+                "`openwebui_requirements`",
             )

@@ -17,7 +17,7 @@ OWN = ("passwordauthentication", "kbdinteractiveauthentication", "challengerespo
 NOT_HERE = ("port", "listenaddress", "match", "include", "authorizedkeysfile", "usepam")
 
 
-class SshdSettings(RoleSettings, prefix="sshd"):
+class SshdSettings(RoleSettings, prefix="sshd", systems={"linux"}):
     """Hardening of SSH: keys instead of passwords, and root not by password."""
 
     enabled: bool = Field(

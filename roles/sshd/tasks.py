@@ -68,6 +68,8 @@ def unfit(box: Box, found: SshdState, by_password: bool) -> list[Problem]:
 
 def apply(box: Box, deadline: int = DEADLINE) -> None:
     """All stages, in order; where it is not wanted, sshd has its own settings. `deadline` is in seconds."""
+    if not box.has("sshd"):
+        return
     if not box.sshd.enabled:
         sshd.drop_in_absent(DROP_IN, name="sshd: no settings of ours")
         return
@@ -91,4 +93,6 @@ def activate(box: Box, deadline: int) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """sshd has its own settings again."""
+    if not box.has("sshd"):
+        return
     sshd.drop_in_absent(DROP_IN, name="sshd: no settings of ours")

@@ -7,18 +7,27 @@ from typing import Any
 import pytest
 
 from boxwright import tailnet
+from boxwright.facts.tailscale import PROGRAMS
+from boxwright.operations.tailscale import KEYS
+from boxwright.testing.probes import on_a_mac, process, starts_at_boot
+
+
+def asked(host: Any, words: str) -> str:
+    """What Tailscale's command says. A Mac has no `timeout`."""
+    program = f"{PROGRAMS}/tailscale" if on_a_mac(host) else "timeout 10 tailscale"
+    return str(host.check_output(f"{program} {words}"))
 
 
 def status(host: Any) -> dict[str, Any]:
     """What Tailscale says of the box."""
-    found: dict[str, Any] = json.loads(host.check_output("timeout 10 tailscale status --json --peers=false"))
+    found: dict[str, Any] = json.loads(asked(host, "status --json --peers=false"))
     return found
 
 
 def test_running_and_enabled(host: Any) -> None:
     """tailscaled runs and starts at boot."""
-    assert host.service("tailscaled").is_running
-    assert host.service("tailscaled").is_enabled
+    assert process(host, "tailscaled")
+    assert starts_at_boot(host, "tailscaled")
 
 
 def test_in_the_tailnet(host: Any, box: Any) -> None:
@@ -42,12 +51,12 @@ def test_the_key_does_not_end_soon(host: Any) -> None:
 
 def test_no_key_is_left(host: Any) -> None:
     """The key with which the box joined is not on it."""
-    assert not host.file("/run/boxwright-tailscale-key").exists
+    assert not host.file(KEYS["darwin" if on_a_mac(host) else "linux"]).exists
 
 
 def test_served_as_declared(host: Any, box: Any) -> None:
     """Tailscale serves what is declared; nothing else is public."""
-    config = json.loads(host.check_output("timeout 10 tailscale serve status --json") or "null") or {}
+    config = json.loads(asked(host, "serve status --json") or "null") or {}
     web = config.get("Web") or {}
     public = {name for name, on in (config.get("AllowFunnel") or {}).items() if on}
     for inner in (config.get("Foreground") or {}).values():

@@ -1,41 +1,41 @@
 """Tasks of the tailscale role."""
 
-from boxwright.artifacts import AptRepository
+from collections.abc import Iterable
+
+from boxwright.errors import Problem
 from boxwright.guard import DEADLINE
-from boxwright.operations import apt, apt_repositories, guard, services, tailscale
-from boxwright.preflight import Machine
-from boxwright.services import PackagedService
+from boxwright.operations import services, tailscale
+from boxwright.preflight import Machine, Need
+from boxwright.services import PackagedService, Service
 from boxwright.site_mirror.supply import Supply, Target, packages_of
 from roles.registry import Box
+from roles.tailscale import darwin, linux
 
-PACKAGES = ("tailscale",)
-# https://pkgs.tailscale.com/stable: one folder for each distribution, one suite and one key file for each release.
-REPOSITORY = AptRepository(
-    name="tailscale",
-    url="https://pkgs.tailscale.com/stable/{distribution}",
-    key_url="https://pkgs.tailscale.com/stable/{distribution}/{codename}.noarmor.gpg",
-    key_fingerprint="2596A99EAAB33821893C0A79458CA832957F5868",
-    licence="BSD-3-Clause",
-)
+
+def need(box: Box) -> Need:
+    """On a Mac no other daemon of Tailscale."""
+    if box.system == "linux" or not box.tailscale.enabled:
+        return Need()
+
+    def fits(machine: Machine) -> Iterable[Problem]:
+        return darwin.others(box, machine)
+
+    return Need(files=tuple(darwin.OTHERS), conditions=(fits,))
 
 
 def supply(box: Box, target: Target) -> Supply:
     """Tailscale's package, where it comes from its own repository."""
-    if not (box.tailscale.enabled and box.tailscale.repository):
+    if box.system == "darwin" or not (box.tailscale.enabled and box.tailscale.repository):
         return Supply()
-    return Supply(packages=(packages_of(REPOSITORY, PACKAGES, target),))
+    return Supply(packages=(packages_of(linux.REPOSITORY, linux.PACKAGES, target),))
 
 
-def service(box: Box) -> PackagedService:
-    """tailscaled, whose unit comes with the package. Caddy may ask it for certificates where that is declared."""
+def service(box: Box) -> PackagedService | Service:
+    """tailscaled. Caddy may ask it for certificates where that is declared."""
     environment = {} if box.tailscale.upload_logs else {"TS_NO_LOGS_NO_SUPPORT": "true"}
     if box.gateway.tls == "tailscale" and box.gateway.server == "caddy":
-        environment["TS_PERMIT_CERT_UID"] = "caddy"
-    return PackagedService(
-        name="tailscaled",
-        restart_files=("/etc/default/tailscaled",),
-        environment=environment,
-    )
+        environment["TS_PERMIT_CERT_UID"] = box.gateway.account(box)
+    return darwin.service(environment) if box.system == "darwin" else linux.service(environment)
 
 
 def apply(box: Box, machine: Machine, deadline: int = DEADLINE) -> None:
@@ -51,17 +51,20 @@ def apply(box: Box, machine: Machine, deadline: int = DEADLINE) -> None:
 
 
 def install(box: Box, machine: Machine) -> None:
-    """The program, from Tailscale's own repository."""
-    if box.tailscale.repository:
-        wanted = REPOSITORY.on(distribution=machine.distribution, release=machine.release, codename=machine.codename)
-        apt_repositories.repository(wanted, box.mirror, name="tailscale: package repository")
-    apt.packages(PACKAGES, name="tailscale: install the program")
+    """The program."""
+    if box.system == "darwin":
+        darwin.install(box)
+    else:
+        linux.install(box, machine)
 
 
 def configure(box: Box) -> None:
     """The unit, and what undoes a change."""
-    guard.ready(name="tailscale: ready to undo a change")
-    services.unit(name="tailscale: note what tailscaled was started with", service=service(box))
+    wanted = service(box)
+    if isinstance(wanted, Service):
+        darwin.configure(wanted)
+    else:
+        linux.configure(wanted)
 
 
 def activate(box: Box, deadline: int) -> None:
@@ -90,6 +93,8 @@ def close(box: Box) -> None:
 def remove(box: Box, purge: bool) -> None:
     """Takes the box out of a tailnet that boxwright brought it into, and the program away if boxwright installed it."""
     tailscale.left(name="tailscale: leave the tailnet")
-    services.unit_absent(name="tailscale: remove the note", service=service(box))
-    apt.packages_absent(PACKAGES, purge=purge, name="tailscale: remove the program")
-    apt_repositories.repository_absent("tailscale", name="tailscale: remove the package repository")
+    wanted = service(box)
+    if isinstance(wanted, Service):
+        darwin.remove(wanted)
+    else:
+        linux.remove(wanted, purge)

@@ -31,7 +31,7 @@ Key = Annotated[Secret, AfterValidator(_plain), Words("a secret text of at least
 Argument = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f]+$"), Words("a word without spaces")]
 
 
-class VllmSettings(EngineSettings, prefix="vllm"):
+class VllmSettings(EngineSettings, prefix="vllm", systems={"linux"}):
     """vLLM: one model in the form of a folder behind an OpenAI-compatible API on loopback."""
 
     port: Port = Field(8000, description="TCP port on loopback where the server listens.")
@@ -81,7 +81,7 @@ class VllmSettings(EngineSettings, prefix="vllm"):
         models = box.inference.models_of("vllm")
         yield from several_problems(models, "vLLM")
         for model in models:
-            yield from folder_problems(model, "vLLM")
+            yield from folder_problems(model, "vLLM", box.system)
         if not self.version:
             yield Problem(
                 code="BW022",

@@ -136,7 +136,7 @@ def service(box: Box, model: Model) -> Service:
 
 def retire(box: Box, machine: Machine) -> None:
     """Takes it away where it is no longer declared, before another engine starts."""
-    if model(box) is None and BASE in machine.files:
+    if box.has("vllm") and model(box) is None and BASE in machine.files:
         remove(box, purge=False)
 
 
@@ -180,6 +180,8 @@ def activate(box: Box) -> None:
 
 def remove(box: Box, purge: bool) -> None:
     """Takes everything back; the model belongs to the inference role."""
+    if not box.has("vllm"):
+        return
     unit = Service(name="vllm", description="vLLM", command=(f"{environment(box)}/bin/vllm",))
     services.unit_absent(name="vllm: stop and remove the service", service=unit)
     files.files_absent(name="vllm: remove the settings", paths=[ENVIRONMENT, *services.with_copies(CONFIGURATION)])

@@ -1,15 +1,17 @@
 """Watches the engines named in the JSON file on the command line, and restarts one that hangs, until SIGTERM.
 
-An engine that ends is restarted by systemd. This is for one that goes on running and does not answer: every few seconds
-each is asked whether it works, and, where its model is in memory, a question of one token. One that fails twice in a
-row is killed and started anew. An engine that computes is busy, not hanging: as long as it uses the processor, a
-question without an answer says nothing.
+An engine that ends is restarted by systemd, or launchd on a Mac. This is for one that goes on running and does not
+answer: every few seconds each is asked whether it works, and, where its model is in memory, a question of one token.
+One that fails twice in a row is killed and started anew. An engine that computes is busy, not hanging: as long as it
+uses the processor, a question without an answer says nothing.
 """
 
 import contextlib
 import json
 import os
+import pwd
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,9 @@ FAILURES_BUSY = 18
 PAUSE, LONGEST_PAUSE, QUIET = 30.0, 900.0, 600.0
 # Share of one processor that counts as work, while a question waits.
 BUSY = 0.05
+# Seconds from the start of a process to its first answer, where nobody tells when it is ready: a large model is read
+# from the disk meanwhile.
+STARTING = 1800.0
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -65,84 +70,168 @@ def ask(url: str, within: float, body: object = None, key: str = "") -> str:
         raise Fault(f"{url} answered what is not HTTP: {error!r}") from error
 
 
-def unit_state(unit: str) -> "tuple[str, str]":
-    """Of a unit: whether it is active, and its control group."""
-    show = ["systemctl", "show", "--property", "ActiveState", "--property", "ControlGroup", f"{unit}.service"]
-    done = subprocess.run(show, capture_output=True, text=True, check=False, timeout=30)
-    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    return found.get("ActiveState", ""), found.get("ControlGroup", "")
+class Systemd:
+    """Services under systemd: which are ready it knows, and all processes of one are in a control group."""
+
+    def running(self, unit: str) -> str:
+        """The control group of a service that is ready; empty for any other."""
+        show = ["systemctl", "show", "--property", "ActiveState", "--property", "ControlGroup", f"{unit}.service"]
+        done = subprocess.run(show, capture_output=True, text=True, check=False, timeout=30)
+        found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        return found.get("ControlGroup", "") if found.get("ActiveState") == "active" else ""
+
+    def age(self, group: str) -> float:
+        """Seconds since the service was started; what is not ready yet is not looked at."""
+        return float("inf")
+
+    def work(self, group: str, account: str) -> float:
+        """Seconds of processor time that all its processes have used."""
+        ticks = 0
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                with contextlib.suppress(OSError, ValueError):
+                    groups = (process / "cgroup").read_text().splitlines()
+                    if any(line.split(":", 2)[2] == group for line in groups):
+                        fields = (process / "stat").read_text().rpartition(")")[2].split()
+                        ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def restart(self, unit: str, group: str, account: str) -> "list[str]":
+        """Kill it and start it anew; what went wrong."""
+        # A process that is stopped would not end by itself, and one that hangs may not listen.
+        kill = ["systemctl", "kill", "--signal=SIGKILL", f"{unit}.service"]
+        return tried(kill, ["systemctl", "restart", "--no-block", f"{unit}.service"])
 
 
-def processor_time(group: str) -> float:
-    """Seconds of processor time that all processes in a control group have used."""
-    ticks = 0
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                groups = (process / "cgroup").read_text().splitlines()
-                if group and any(line.split(":", 2)[2] == group for line in groups):
-                    fields = (process / "stat").read_text().rpartition(")")[2].split()
-                    ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+class Launchd:
+    """Services under launchd: one counts as running from its first moment, and is known by its first process."""
+
+    def running(self, unit: str) -> str:
+        """The number of its first process; empty when there is none."""
+        show = ["/bin/launchctl", "print", f"system/boxwright.{unit}"]
+        done = subprocess.run(show, capture_output=True, text=True, check=False, timeout=30)
+        # Its own lines begin with one tab. What the service was given comes between state and number, and may hold
+        # anything.
+        states = re.findall(r"^\tstate = (.*)$", done.stdout, re.MULTILINE)
+        numbers = re.findall(r"^\tpid = (\d+)$", done.stdout, re.MULTILINE)
+        return numbers[-1] if done.returncode == 0 and numbers and states[:1] == ["running"] else ""
+
+    def age(self, first: str) -> float:
+        """Seconds since the process was started."""
+        asked = ["/bin/ps", "-o", "etime=", "-p", first]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+        return seconds(done.stdout.strip() or "0")
+
+    def work(self, first: str, account: str) -> float:
+        """Seconds of processor time that its processes have used."""
+        return sum(self.processes(first, account).values())
+
+    def processes(self, first: str, account: str) -> "dict[int, float]":
+        """The process `first`, all that come from it, and all of `account` where one is named: number and time."""
+        asked = ["/bin/ps", "-axo", "pid=,ppid=,uid=,time="]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30)
+        owner = str(pwd.getpwnam(account).pw_uid) if account else ""
+        rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+        ours = {first}
+        while more := {pid for pid, parent, uid, _ in rows if (parent in ours or uid == owner) and pid not in ours}:
+            ours |= more
+        return {int(pid): seconds(used) for pid, _, _, used in rows if pid in ours}
+
+    def restart(self, unit: str, first: str, account: str) -> "list[str]":
+        """Kill it and start it anew; what went wrong."""
+        for process in self.processes(first, account):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        # launchd itself would start it again, but only ten seconds after it was last started.
+        return tried(["/bin/launchctl", "kickstart", "-k", f"system/boxwright.{unit}"])
+
+
+def seconds(text: str) -> float:
+    """A time as `ps` prints it: [[DAYS-]HOURS:]MINUTES:SECONDS."""
+    days, _, rest = text.rpartition("-")
+    total = 0.0
+    for part in rest.split(":"):
+        total = total * 60 + float(part)
+    return total + float(days or 0) * 86400
+
+
+def tried(*commands: "list[str]") -> "list[str]":
+    """What went wrong when these were run, one after the other."""
+    wrong = []
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode:
+            wrong.append(f"{' '.join(command[:2])} failed: {done.stderr.strip()}")
+    return wrong
 
 
 class Engine:
     """One engine: what it is asked, and what it did so far."""
 
-    def __init__(self, settings: "dict") -> None:
-        self.unit = settings["unit"]
+    def __init__(self, settings: "dict", system: "Systemd | Launchd") -> None:
+        self.system = system
+        self.unit, self.account = settings["unit"], settings.get("account", "")
         self.health, self.body = settings["health"], settings["body"]
         self.question, self.key = settings["question"], settings.get("key", "")
         self.failures = 0
         self.restarts = 0
         self.restarted = self.asked = float("-inf")
         self.told = ""
+        # Which of its processes has answered.
+        self.answered = ""
 
     def look(self) -> None:
         """Ask once, and restart the engine when it is time to."""
-        state, group = unit_state(self.unit)
-        if state != "active":
+        running = self.system.running(self.unit)
+        if not running:
             # It is being started, or somebody stopped it: not this program's affair.
             self.failures = 0
             return
         try:
-            self.examine(group)
+            self.examine(running)
         except Fault as fault:
+            if self.answered != running and self.system.age(running) < STARTING:
+                self.failures = 0
+                return
             self.failures += 1
             if self.failures >= (FAILURES_BUSY if fault.busy else FAILURES):
-                self.restart(str(fault))
+                self.restart(running, str(fault))
             return
         if self.told:
             self.say("answers again")
-        self.failures, self.told = 0, ""
+        self.failures, self.told, self.answered = 0, "", running
         if time.monotonic() - self.restarted > QUIET:
             self.restarts = 0
 
-    def examine(self, group: str) -> None:
+    def examine(self, running: str) -> None:
         """Raises Fault when the engine hangs."""
-        before, began = processor_time(group), time.monotonic()
+        before, began = self.work(running), time.monotonic()
         try:
             answer = ask(self.health, HEALTH_WITHIN)
         except Fault as fault:
-            fault.busy = self.worked(group, before, began)
+            fault.busy = self.worked(running, before, began)
             raise
         if self.body and not re.search(self.body, answer):
             raise Fault(f"{self.health} answers, but not that it works: {answer[:80]!r}")
         if not self.question or (time.monotonic() - self.asked < QUESTION_EVERY and not self.failures):
             return
-        before, began = processor_time(group), time.monotonic()
+        before, began = self.work(running), time.monotonic()
         self.asked = began
         try:
             ask(self.question["url"], QUESTION_WITHIN, self.question["body"], self.key)
         except Fault:
-            if not self.worked(group, before, began):
+            if not self.worked(running, before, began):
                 raise
 
-    def worked(self, group: str, before: float, began: float) -> bool:
-        """Whether the engine used the processor since the time `began`, when it had used `before` seconds of it."""
-        return processor_time(group) - before >= BUSY * (time.monotonic() - began)
+    def work(self, running: str) -> float:
+        """Seconds of processor time that the engine has used."""
+        return self.system.work(running, self.account)
 
-    def restart(self, why: str) -> None:
+    def worked(self, running: str, before: float, began: float) -> bool:
+        """Whether the engine used the processor since the time `began`, when it had used `before` seconds of it."""
+        return self.work(running) - before >= BUSY * (time.monotonic() - began)
+
+    def restart(self, running: str, why: str) -> None:
         """Kill the engine and start it anew; not more often than the pause allows."""
         pause = min(PAUSE * 2 ** max(0, self.restarts - 1), LONGEST_PAUSE) if self.restarts else 0.0
         left = self.restarted + pause - time.monotonic()
@@ -157,20 +246,11 @@ class Engine:
         # The next look asks everything.
         self.failures, self.asked = 0, float("-inf")
         self.say(f"hangs, restart number {self.restarts}: {why}")
-        # A process that is stopped would not end by itself, and one that hangs may not listen.
-        for command in (["kill", "--signal=SIGKILL"], ["restart", "--no-block"]):
-            done = subprocess.run(
-                ["systemctl", *command, f"{self.unit}.service"],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=60,
-            )
-            if done.returncode:
-                self.say(f"systemctl {command[0]} failed: {done.stderr.strip()}")
+        for problem in self.system.restart(self.unit, running, self.account):
+            self.say(problem)
 
     def say(self, text: str) -> None:
-        """A line for the journal."""
+        """A line for the log."""
         print(f"{self.unit} {text}", flush=True)
 
 
@@ -189,7 +269,9 @@ def main() -> None:
     import threading
 
     settings = json.loads(Path(sys.argv[1]).read_text())
-    threads = [threading.Thread(target=watch, args=(Engine(one),), daemon=True) for one in settings["engines"]]
+    system = Launchd() if settings["system"] == "darwin" else Systemd()
+    engines = [Engine(one, system) for one in settings["engines"]]
+    threads = [threading.Thread(target=watch, args=(engine,), daemon=True) for engine in engines]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,8 +1,9 @@
 """Keeps LM Studio's headless server running with exactly the declared models, and ends when it does not run any more.
 
-LM Studio's daemon goes into the background and nothing upstream notices its end, so systemd watches this program in
-its place. `run` stays in the foreground; `reload` is called by `systemctl reload` and returns when the models are
-loaded. Written for `lms` of August 2026 with llmster 0.0.25; only the Python of the system is needed.
+LM Studio's daemon goes into the background and nothing upstream notices its end, so systemd, or launchd on a Mac,
+watches this program in its place. `run` stays in the foreground; `ready` returns when a `run` answers, and `reload`,
+which makes it compare its models again, when they are loaded. Written for `lms` of August 2026 with llmster 0.0.25;
+only the standard library of Python is needed.
 
 Facts that decide how `lms` is used: its exit code says nothing about the state, so JSON is read. Most commands start
 the daemon when it does not run, so that it is looked for first. `lms load` makes another instance each time. A key is
@@ -11,6 +12,7 @@ matched loosely, a path with --exact is not. The HTTP server answers unknown pat
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -177,10 +179,14 @@ def last_lines(text: str) -> str:
 
 def alive(process: int) -> bool:
     """Whether there is such a process, and it has not ended."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
+    if Path("/proc/self").exists():
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        except OSError:
+            return False
+    asked = ["/bin/ps", "-o", "state=", "-p", str(process)]
+    done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and not done.stdout.strip().startswith("Z")
 
 
 class Supervisor:
@@ -450,9 +456,9 @@ class Supervisor:
         self.note(problem)
 
     def note(self, problem: str) -> None:
-        """For `reload`: how many reloads there were, and what was wrong with the last."""
+        """For `reload` and `ready`: whose it is, how many reloads there were, and what was wrong with the last."""
         temporary = self.state.with_suffix(".new")
-        temporary.write_text(json.dumps({"reloads": self.reloads, "problem": problem}))
+        temporary.write_text(json.dumps({"process": os.getpid(), "reloads": self.reloads, "problem": problem}))
         temporary.replace(self.state)
 
     def stop(self) -> None:
@@ -467,6 +473,10 @@ class Supervisor:
         until = time.monotonic() + QUESTION
         while alive(self.daemon) and time.monotonic() < until:
             time.sleep(0.1)
+        # launchd, unlike systemd, would leave it and the models in its memory behind.
+        if alive(self.daemon):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.daemon, signal.SIGKILL)
 
 
 def wait(condition: Callable[[], bool], seconds: int, problem: str) -> None:
@@ -531,16 +541,29 @@ def run(supervisor: Supervisor) -> int:
     return 0
 
 
+def noted(state: Path) -> dict[str, Any]:
+    """What a `run` has noted last."""
+    try:
+        return dict(json.loads(state.read_text()))
+    except (OSError, ValueError):
+        return {"process": 0, "reloads": -1}
+
+
+def ready(process: int, state: Path) -> int:
+    """Waits until the service, which was just started, answers."""
+    while noted(state)["process"] != process:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            say("the service ended before it was ready")
+            return 1
+        time.sleep(0.2)
+    return 0
+
+
 def reload(process: int, state: Path) -> int:
     """Asks the running service to compare its models again, and waits until it has."""
-
-    def noted() -> dict[str, Any]:
-        try:
-            return dict(json.loads(state.read_text()))
-        except (OSError, ValueError):
-            return {"reloads": -1}
-
-    before = noted()["reloads"]
+    before = noted(state)["reloads"]
     number: int = signal.SIGHUP
     while True:
         try:
@@ -549,7 +572,7 @@ def reload(process: int, state: Path) -> int:
         except ProcessLookupError:
             break
         number = 0
-        found = noted()
+        found = noted(state)
         if found["reloads"] > before >= 0:
             if found["problem"]:
                 say(found["problem"])
@@ -560,9 +583,9 @@ def reload(process: int, state: Path) -> int:
 
 
 def main(words: list[str]) -> int:
-    """`run SETTINGS MODELS STATE`, or `reload PROCESS STATE`."""
-    if words[:1] == ["reload"]:
-        return reload(int(words[1]), Path(words[2]))
+    """`run SETTINGS MODELS STATE`, `ready PROCESS STATE`, or `reload PROCESS STATE`."""
+    if words[:1] in (["ready"], ["reload"]):
+        return {"ready": ready, "reload": reload}[words[0]](int(words[1]), Path(words[2]))
     settings, models, state = map(Path, words[1:])
     return run(Supervisor(json.loads(settings.read_text()), models, state))
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pyinfra
 from pyinfra.api import Config, Inventory, State, StringCommand
@@ -60,9 +61,11 @@ def run(
     diff: bool = False,
     verbosity: int = 0,
     reached: bool = True,
+    system: str | None = "linux",
 ) -> Result:
     """Run the operations that `deploy` calls on this machine, or on the host that `answer` makes up. With `reached`
-    false nobody gets a new connection to it.
+    false nobody gets a new connection to it. `system` is what the inventory says that it runs, None
+    when it says nothing, as that of another project.
 
     With `verbosity` 2 or 3 pyinfra prints as with -vv or -vvv; what it prints is in the result.
     """
@@ -96,7 +99,8 @@ def run(
                 printed.writelines(f"{line}\n" for line in lines)
             return ok, CommandOutput([OutputLine("stdout" if ok else "stderr", line) for line in lines])
 
-    inventory = Inventory((["@local"], {}))
+    data = {"box": SimpleNamespace(system=system)} if system else {}
+    inventory = Inventory(([("@local", data)], {}))
     config = Config()
     config.DIFF = diff
     state = State(inventory, config, check_for_changes=dry)

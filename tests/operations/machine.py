@@ -17,7 +17,50 @@ from harness import Asked, Result, run
 LABEL = "boxwright.test-machine"
 
 
-class Machine:
+class Operated:
+    """A container in which operations run, as root and without any connection."""
+
+    container: Any
+    # What an inventory says that it runs.
+    system = "linux"
+    shell: _Shell | None = None
+    # Where the shell that is kept open finds base64, and puts what a command has said; the first it is told.
+    tools, scratch, first = "", "/run", ""
+
+    def close(self) -> None:
+        """It is gone, with its volume."""
+        self.container.remove(force=True, v=True)
+
+    def sh(self, text: str) -> str:
+        """What a shell command prints, errors included."""
+        _, out, _ = self._exec(["sh", "-c", f"exec 2>&1; {text}"])
+        return out
+
+    def answer(self, asked: Asked) -> tuple[bool, list[str]]:
+        """Runs a command of pyinfra, as a connector does."""
+        # pyinfra ends what it sends with a line break.
+        text = asked.stdin if asked.stdin.endswith("\n") or not asked.stdin else asked.stdin + "\n"
+        code, out, err = self._exec(["sh", "-c", asked.text, "boxwright", *asked.arguments], text.encode())
+        return code == 0, (out if code == 0 else err).splitlines()
+
+    def _exec(self, command: Sequence[str], stdin: bytes = b"") -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a command, run by the one shell that is kept open."""
+        if self.shell is None:
+            self.shell = _Shell(self.container, self.tools, self.scratch, self.first)
+        return self.shell.run(command, stdin)
+
+    def run(self, deploy: Callable[[], object], **options: Any) -> Result:
+        """Run operations on it."""
+        return run(deploy, self.answer, **{"system": self.system, **options})
+
+    def put(self, path: str, content: bytes, mode: int = 0o644) -> None:
+        """Write a file, without any operation."""
+        script = 'cat >"$1" && chmod "$2" "$1"'
+        code, _, err = self._exec(["sh", "-c", script, "put", path, f"{mode:o}"], content)
+        assert code == 0, err
+
+
+class Machine(Operated):
     """One such machine."""
 
     def __init__(self) -> None:
@@ -42,7 +85,6 @@ class Machine:
             tag, labels={LABEL: ""}, stop_signal="SIGRTMIN+3", host_config=config, volumes=["/var/lib/docker"]
         )
         self.container = client.containers.get(created["Id"])
-        self.shell: _Shell | None = None
         self.container.start()
         self.wait()
 
@@ -59,53 +101,26 @@ class Machine:
         self.container.restart(timeout=30)
         self.wait()
 
-    def close(self) -> None:
-        """It is gone, with its volume."""
-        self.container.remove(force=True, v=True)
-
-    def sh(self, text: str) -> str:
-        """What a shell command prints, errors included."""
-        _, out, _ = self._exec(["sh", "-c", f"exec 2>&1; {text}"])
-        return out
-
-    def answer(self, asked: Asked) -> tuple[bool, list[str]]:
-        """Runs a command of pyinfra, as a connector does."""
-        # pyinfra ends what it sends with a line break.
-        text = asked.stdin if asked.stdin.endswith("\n") or not asked.stdin else asked.stdin + "\n"
-        code, out, err = self._exec(["sh", "-c", asked.text, "boxwright", *asked.arguments], text.encode())
-        return code == 0, (out if code == 0 else err).splitlines()
-
-    def _exec(self, command: Sequence[str], stdin: bytes = b"") -> tuple[int, str, str]:
-        """Exit code, standard output and standard error of a command, run by the one shell that is kept open."""
-        if self.shell is None:
-            self.shell = _Shell(self.container)
-        return self.shell.run(command, stdin)
-
-    def run(self, deploy: Callable[[], object], **options: bool) -> Result:
-        """Run operations on it."""
-        return run(deploy, self.answer, **options)
-
-    def put(self, path: str, content: bytes) -> None:
-        """Write a file, without any operation."""
-        code, _, err = self._exec(["sh", "-c", 'cat >"$1"', "put", path], content)
-        assert code == 0, err
-
 
 class _Shell:
     """A shell in a container, for one command after the other: a new one for each costs a tenth of a second."""
 
-    def __init__(self, container: Any) -> None:
+    def __init__(self, container: Any, tools: str, scratch: str, first: str) -> None:
+        self.tools, self.scratch = tools, scratch
         api = container.client.api
         started = api.exec_create(container.id, ["sh"], stdin=True)
         self.socket = api.exec_start(started["Id"], socket=True)._sock
         self.socket.settimeout(300)
+        self.socket.sendall(first.encode())
 
     def run(self, command: Sequence[str], stdin: bytes) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
         encoded = base64.b64encode(stdin).decode()
+        base64_program = f"{self.tools}base64"
+        out_file, err_file = f"{self.scratch}/test.out", f"{self.scratch}/test.err"
         self.socket.sendall(
-            f"printf %s {encoded} | base64 -d | {shlex.join(command)} >/run/test.out 2>/run/test.err; "
-            'echo "$? $(base64 -w0 </run/test.out) $(base64 -w0 </run/test.err) end"\n'.encode()
+            f"printf %s {encoded} | {base64_program} -d | {shlex.join(command)} >{out_file} 2>{err_file}; "
+            f'echo "$? $({base64_program} -w0 <{out_file}) $({base64_program} -w0 <{err_file}) end"\n'.encode()
         )
         answer = b""
         while not answer.endswith(b" end\n"):

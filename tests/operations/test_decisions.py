@@ -11,8 +11,9 @@ from boxwright.facts.docker import ComposeState, Container, ImageState
 from boxwright.facts.services import Record, ServiceState
 from boxwright.operations import apt, docker, python_packages, system, users
 from boxwright.operations.api import Content
-from boxwright.operations.services import needed, stale
+from boxwright.operations.systemd import needed, stale
 from boxwright.services import PackagedService, Service
+from boxwright.systemd import identity
 
 SERVICE = Service(
     name="x",
@@ -31,8 +32,8 @@ GOOD = ServiceState(
     invocation="one",
     fragment=SERVICE.unit_path,
     executable="/bin/x",
-    started=Record("one", SERVICE.identity, ("1  /a",)),
-    loaded=Record("one", SERVICE.identity, ("2  /b",)),
+    started=Record("one", identity(SERVICE), ("1  /a",)),
+    loaded=Record("one", identity(SERVICE), ("2  /b",)),
     started_now=("1  /a",),
     loaded_now=("2  /b",),
 )
@@ -56,7 +57,7 @@ GOOD = ServiceState(
         ({"active": "activating", "sub": "auto-restart"}, ("restart",)),
         ({"executable": "/bin/x (deleted)"}, ("restart",)),
         ({"started": None}, ("restart",)),
-        ({"started": Record("another", SERVICE.identity, ("1  /a",))}, ("restart",)),
+        ({"started": Record("another", identity(SERVICE), ("1  /a",))}, ("restart",)),
         ({"started": Record("one", "another", ("1  /a",))}, ("restart",)),
         ({"started_now": ("9  /a",)}, ("restart",)),
         ({"loaded_now": ("9  /b",)}, ("reload",)),
@@ -84,7 +85,7 @@ def test_the_reason_names_the_files():
 
 def test_a_packaged_service_is_not_reloaded():
     packaged = PackagedService(name="x", restart_files=("/a",))
-    found = replace(GOOD, started=Record("one", packaged.identity, ("1  /a",)), loaded=None)
+    found = replace(GOOD, started=Record("one", identity(packaged), ("1  /a",)), loaded=None)
     assert needed(packaged, found) == ()
 
 

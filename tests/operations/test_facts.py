@@ -20,6 +20,11 @@ DIGEST = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         ("directory|ada|ada|1777|4096|", FileState("directory", "ada", "ada", 0o1777, 4096)),
         ("symbolic link|root|root|777|3|", FileState("link", "root", "root", 0o777, 3)),
         ("socket|root|root|755|0|", FileState("other", "root", "root", 0o755)),
+        # BSD's stat: the kind in other letters, and once more in the mode.
+        (f"Regular File|root|wheel|100644|5|{DIGEST}", FileState("file", "root", "wheel", 0o644, 5, DIGEST)),
+        ("Directory|_caddy|_caddy|41777|64|", FileState("directory", "_caddy", "_caddy", 0o1777, 64)),
+        ("Symbolic Link|root|wheel|120755|11|", FileState("link", "root", "wheel", 0o755, 11)),
+        ("Fifo File|root|wheel|10644|0|", FileState("other", "root", "wheel", 0o644)),
     ],
 )
 def test_file(line, state):
@@ -109,7 +114,41 @@ sudoers absent
     assert (found["caddy"].keys, found["caddy"].home, found["caddy"].uid) == (None, "/var/lib/caddy", 995)
 
 
+def test_accounts_of_a_mac():
+    text = """\
+accounts
+account ada
+record NFSHomeDirectory: /Users/ada
+record UniqueID: 502
+record UserShell: /bin/zsh
+record No such key: IsHidden
+groups staff everyone admin
+group staff
+sudoers Regular File|root|wheel|100440|46|abc
+shut_out
+account _caddy
+record dsAttrTypeNative:IsHidden: 1
+record NFSHomeDirectory:
+record  /var/lib/boxwright/a folder
+record UniqueID: 301
+record UserShell: /usr/bin/false
+groups _caddy everyone
+group _caddy
+account _half
+record No such key: UniqueID
+record UserShell: /usr/bin/false
+"""
+    found = accounts.Accounts().process(text.splitlines())
+    ada, caddy, half = found["ada"], found["_caddy"], found["_half"]
+    assert (ada.uid, ada.home, ada.shell, ada.hidden, ada.let_in) == (502, "/Users/ada", "/bin/zsh", False, False)
+    assert (ada.group, "admin" in ada.groups, ada.sudoers.group) == ("staff", True, "wheel")
+    assert (caddy.uid, caddy.home, caddy.hidden, caddy.let_in) == (301, "/var/lib/boxwright/a folder", True, True)
+    assert (half.uid, half.home, half.shell) == (-1, "", "/usr/bin/false")
+
+
 def test_time_zone():
+    answer = ["localtime=/var/db/timezone/zoneinfo/Europe/Berlin", "timezone="]
+    assert system.TimeZone().process(answer) == ("Europe/Berlin", "")
     answer = ["localtime=/usr/share/zoneinfo/Etc/UTC", "timezone="]
     assert system.TimeZone().process(answer) == ("Etc/UTC", "")
     answer = ["localtime=../usr/share/zoneinfo/Europe/Berlin", "timezone=Europe/Berlin"]
@@ -178,6 +217,7 @@ def test_compose_project():
         (apt.Packages, ["dpkg-query: error", "end"]),
         (accounts.Accounts, ["passwd a:x:1:1::/:/bin/sh"]),
         (accounts.Accounts, ["accounts", "Segmentation fault"]),
+        (accounts.Accounts, ["accounts", "account a", "record Data source (/Local/Default) is not valid."]),
         (system.TimeZone, ["readlink: not found"]),
         (docker.Image, ["Segmentation fault"]),
         (docker.Network, ["network {}"]),

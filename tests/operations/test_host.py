@@ -12,6 +12,7 @@ from boxwright.artifacts import AptRepository
 from boxwright.operations import apt, apt_repositories, files, power
 from boxwright.preflight import Machine as Described
 from boxwright.settings import parse_box
+from roles.host import linux
 from roles.host import tasks as host
 from roles.registry import Box
 
@@ -127,13 +128,13 @@ class TestUpdates:
     @pytest.fixture(autouse=True)
     def _gone(self, machine):
         yield
-        machine.run(lambda: files.absent(host.UPGRADES))
+        machine.run(lambda: files.absent(linux.UPGRADES))
 
     def policy(self, machine, **variables):
         box = a_box(**variables)
-        result = machine.run(lambda: host.configure(box, DEBIAN))
+        result = machine.run(lambda: linux.configure(box, DEBIAN))
         assert result.ok, result.printed
-        assert not any(machine.run(lambda: host.configure(box, DEBIAN)).changed)
+        assert not any(machine.run(lambda: linux.configure(box, DEBIAN)).changed)
 
     def version(self, machine, name):
         return machine.sh(f"dpkg-query --show --showformat '${{Version}}' {name}")
@@ -176,10 +177,10 @@ class TestUpdates:
     def test_the_timers_are_on(self, machine, site):
         machine.sh("systemctl mask apt-daily-upgrade.timer")
         box = a_box(host_unattended_upgrades="security")
-        result = machine.run(lambda: host.activate(box, DEBIAN))
+        result = machine.run(lambda: linux.activate(box, DEBIAN))
         assert result.ok, result.printed
         assert machine.sh("systemctl is-active apt-daily-upgrade.timer") == "active\n"
-        assert not any(machine.run(lambda: host.activate(box, DEBIAN)).changed)
+        assert not any(machine.run(lambda: linux.activate(box, DEBIAN)).changed)
         machine.sh("systemctl disable --now apt-daily.timer apt-daily-upgrade.timer")
 
 
@@ -192,9 +193,9 @@ class TestTime:
         box = a_box(host_sleep="as_is", **variables)
 
         def deploy():
-            host.install(box, self.REAL)
-            host.configure(box, self.REAL)
-            host.activate(box, self.REAL)
+            linux.install(box, self.REAL)
+            linux.configure(box, self.REAL)
+            linux.activate(box, self.REAL)
 
         result = machine.run(deploy)
         assert result.ok, result.printed
@@ -223,8 +224,8 @@ class TestTime:
         [replace(DEBIAN, container=True), replace(DEBIAN, container=False, time_service="chrony")],
     )
     def test_left_alone(self, described):
-        assert not host.keeps_time(a_box(), described)
-        assert host.keeps_time(a_box(), replace(DEBIAN, container=False))
+        assert not linux.keeps_time(a_box(), described)
+        assert linux.keeps_time(a_box(), replace(DEBIAN, container=False))
 
 
 # Holds apt's lock as apt does, until the file /run/let-go is there.

@@ -7,6 +7,7 @@ from boxwright.facts.ollama import manifest_path
 from boxwright.operations import ollama
 
 STORE = ollama.Store(
+    system="linux",
     program="/opt/o/bin/ollama",
     folder="/var/lib/o/models",
     records="/var/lib/notes",

@@ -9,6 +9,7 @@ from machine import Machine
 
 from boxwright.operations import files, services
 from boxwright.services import PackagedService, Service, http_probe
+from boxwright.systemd import systemd_unit
 
 pytestmark = pytest.mark.lab
 
@@ -182,7 +183,7 @@ def test_an_edited_unit_that_was_started(sample):
 def test_a_new_definition_and_a_crash_before_systemd_read_it(sample):
     """The process is started again by systemd, from the definition it had: the new one is not taken for running."""
     sample.service = replace(SAMPLE, environment={"SAMPLE": "new"})
-    text = services.systemd_unit(sample.service)
+    text = systemd_unit(sample.service)
     sample.machine.put("/etc/systemd/system/sample.service", text.encode())
     sample.machine.sh("systemctl kill --signal=KILL sample; sleep 0.1; systemctl start sample")
     assert sample.says["env"] is None

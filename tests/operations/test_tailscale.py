@@ -91,7 +91,12 @@ def join(key=KEY, **membership):
 def test_a_new_box_joins_with_a_key_that_only_standard_input_has():
     (asked,), result = commands(join(hostname="llm", tags=("tag:llm",), preferences={"ssh": True}), host("NeedsLogin"))
     assert result.ok
-    assert asked.arguments[:4] == ("42", tailscale.KEY, tailscale.JOINED, "https://controlplane.tailscale.com")
+    assert asked.arguments[:4] == (
+        "42",
+        tailscale.KEYS["linux"],
+        tailscale.JOINED,
+        "https://controlplane.tailscale.com",
+    )
     assert asked.arguments[4:] == ("tag:llm", "--reset", "--ssh=true")
     assert asked.stdin.strip() == KEY
     assert KEY not in asked.text + " ".join(asked.arguments) + result.printed
@@ -116,7 +121,7 @@ def test_a_box_that_was_taken_down_comes_up_as_it_was():
 
 def test_what_a_killed_run_left_goes():
     (asked,), _ = commands(join(), host("Running", leftover=True))
-    assert (asked.text.splitlines()[-1], asked.arguments) == ('rm -f -- "$1"', (tailscale.KEY,))
+    assert (asked.text.splitlines()[-1], asked.arguments) == ('rm -f -- "$1"', (tailscale.KEYS["linux"],))
 
 
 @pytest.mark.parametrize(

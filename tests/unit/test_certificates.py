@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from boxwright.errors import Refused
-from boxwright.services import systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_unit
 from roles.gateway import caddy
 from roles.registry import Box
 

@@ -15,11 +15,11 @@ import yaml
 
 from boxwright.errors import Refused
 from boxwright.facts.cloudflared import Ingress, services_of
-from boxwright.services import systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_unit
 from roles.cloudflared import tasks as cloudflared
 from roles.gateway import caddy, nginx
-from roles.openwebui import tasks as openwebui
+from roles.openwebui.environment import environment as openwebui_environment
 from roles.registry import Box
 
 MODEL = {"name": "local-llm", "url": "https://models.example/a/b/tiny.gguf", "sha256": "ab" * 32, "size": 1000}
@@ -247,11 +247,11 @@ def test_only_the_boxs_own_end_is_believed() -> None:
 
 
 def test_pages_that_come_through_the_tunnel_may_speak_to_open_webui() -> None:
-    origins = openwebui.environment(a_box(gateway_port=8443))["CORS_ALLOW_ORIGIN"].split(";")
+    origins = openwebui_environment(a_box(gateway_port=8443))["CORS_ALLOW_ORIGIN"].split(";")
     assert "https://llm.example.com" in origins
     assert "https://llm.example.com:8443" in origins
     off = a_box(gateway_port=8443, cloudflared_enabled=False)
-    assert "https://llm.example.com" not in openwebui.environment(off)["CORS_ALLOW_ORIGIN"].split(";")
+    assert "https://llm.example.com" not in openwebui_environment(off)["CORS_ALLOW_ORIGIN"].split(";")
 
 
 def test_the_repository_is_cloudflares_with_its_key() -> None:

@@ -24,7 +24,7 @@ from boxwright.connection import from_variables
 from boxwright.errors import CODES, Failed, Refused
 from boxwright.inventory import box_class, load
 from boxwright.paths import repository_root
-from boxwright.settings import variable_fields
+from boxwright.settings import system_of_field, variable_fields
 
 ROOT = repository_root()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -197,9 +197,10 @@ def role_constants():
     for path in sorted((ROOT / "roles").glob("*/*.py")):
         module = importlib.import_module(f"roles.{path.parent.name}.{path.stem}")
         texts |= {value for value in vars(module).values() if isinstance(value, str)}
-    from boxwright import services
+    from boxwright import launchd, services, systemd
 
-    return texts | {value for value in vars(services).values() if isinstance(value, str)}
+    shared = [value for module in (launchd, services, systemd) for value in vars(module).values()]
+    return texts | {value for value in shared if isinstance(value, str)}
 
 
 def wrong_paths(text):
@@ -251,6 +252,13 @@ def is_inventory(data):
     return isinstance(data, dict) and any(isinstance(group, dict) and "hosts" in group for group in data.values())
 
 
+def is_of_a_mac(data):
+    """Whether the variables are those of a Mac."""
+    known = variable_fields(box_class())
+    found = [known[name] for name in data if name in known]
+    return any(role.systems == {"darwin"} or system_of_field(field) == "darwin" for role, _, field in found)
+
+
 def wrong_inventories(text, folder):
     """What boxwright says about the YAML of a page: whole inventories, and variables given to the preset's host."""
     problems = []
@@ -279,7 +287,8 @@ def wrong_inventories(text, folder):
         else:
             strange = [name for name in data if name not in variable_fields(box_class()) and "ansible_" not in name]
             problems += [f"{name} is no variable" for name in strange]
-            (place / "hosts.yml").write_text((preset() / "hosts.yml").read_text())
+            hosts = (preset() / "hosts.yml").read_text()
+            (place / "hosts.yml").write_text(hosts.replace("linux:", "darwin:") if is_of_a_mac(data) else hosts)
             (place / "host_vars" / "box.yml").write_text(block)
         try:
             for host in load(place / "hosts.yml"):

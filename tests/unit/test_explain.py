@@ -71,6 +71,7 @@ def test_an_old_name() -> None:
         ("/etc/systemd/system/ollama.service.d/boxwright.conf", "ollama"),
         ("/etc/systemd/system/llamacpp-embedding.service", "llamacpp"),
         ("/etc/systemd/system/boxwright-watchdog.service", "inference"),
+        ("/Library/LaunchDaemons/boxwright.llamacpp-embedding.plist", "llamacpp"),
         ("/etc/docker/daemon.json", "docker"),
     ],
 )

@@ -49,7 +49,7 @@ def test_the_ban_is_at_the_gateways_ports_only() -> None:
 
 
 def test_the_log_is_that_of_the_server() -> None:
-    assert jail()["logpath"] == a_box().gateway.access_log == "/var/log/caddy/access.log"
+    assert jail()["logpath"] == a_box().gateway.access_log(a_box()) == "/var/log/caddy/access.log"
 
 
 def test_who_is_never_banned() -> None:

@@ -8,7 +8,7 @@ from test_role_files import a_box
 
 from boxwright.errors import Refused
 from boxwright.preflight import Machine
-from boxwright.services import systemd_unit
+from boxwright.systemd import systemd_unit
 from roles.gateway import nginx, tasks
 from roles.gateway.authority import alternative_names
 

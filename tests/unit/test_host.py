@@ -12,6 +12,7 @@ from boxwright.operations import apt_repositories
 from boxwright.preflight import Machine, Need, PreflightRefused, examine, parse
 from boxwright.settings import parse_box
 from roles.docker import tasks as docker
+from roles.host import linux
 from roles.host import tasks as host
 from roles.registry import Box
 
@@ -80,10 +81,10 @@ class TestClock:
 
     def test_whose_clock_it_is(self) -> None:
         text = RELEASES["ubuntu", "24.04", "noble"]
-        assert host.keeps_time(a_box(), machine(text, "time_service=systemd-timesyncd"))
-        assert not host.keeps_time(a_box(), machine(text, "time_service=chrony"))
-        assert not host.keeps_time(a_box(), machine(text, "container=yes"))
-        assert not host.keeps_time(a_box(host_time_sync=False), machine(text))
+        assert linux.keeps_time(a_box(), machine(text, "time_service=systemd-timesyncd"))
+        assert not linux.keeps_time(a_box(), machine(text, "time_service=chrony"))
+        assert not linux.keeps_time(a_box(), machine(text, "container=yes"))
+        assert not linux.keeps_time(a_box(host_time_sync=False), machine(text))
 
 
 class TestUpdates:
@@ -97,7 +98,7 @@ class TestUpdates:
         ],
     )
     def test_origins(self, distribution: str, policy: str, origins: set[str]) -> None:
-        text = host.upgrades_text(a_box(host_unattended_upgrades=policy), distribution)
+        text = linux.upgrades_text(a_box(host_unattended_upgrades=policy), distribution)
         found = re.findall(r'^    "(origin=.*)";$', text, re.MULTILINE)
         assert {re.sub(r".*\$\{distro_codename\}([\w-]*).*", r"\1", line) for line in found} == origins
         if (distribution, policy) == ("debian", "security"):

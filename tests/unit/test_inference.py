@@ -13,8 +13,8 @@ from boxwright.errors import Problem, Refused
 from boxwright.models import MODELS
 from boxwright.paths import repository_root
 from boxwright.preflight import Machine
-from boxwright.services import systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_unit
 from roles.gateway.common import ways
 from roles.inference import tasks
 from roles.llamacpp import tasks as llamacpp
@@ -270,7 +270,7 @@ def test_every_server_is_watched() -> None:
 
 @pytest.fixture
 def watchdog(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program, with a clock, units and answers of the test."""
+    """The program, with a clock and answers of the test."""
     path = repository_root() / "templates" / "inference" / "watchdog.py"
     spec = importlib.util.spec_from_file_location("watchdog", path)
     assert spec
@@ -278,10 +278,7 @@ def watchdog(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.now = 1000.0  # type: ignore[attr-defined]
-    module.state = "active"  # type: ignore[attr-defined]
     module.faults = {}  # type: ignore[attr-defined]
-    module.work = 0.0  # type: ignore[attr-defined]
-    module.ran = []  # type: ignore[attr-defined]
 
     def ask(url: str, within: float, body: object = None, key: str = "") -> str:
         if fault := module.faults.get(url):  # type: ignore[attr-defined]
@@ -289,19 +286,35 @@ def watchdog(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             raise module.Fault(fault)
         return "ok"
 
-    class Done:
-        returncode, stdout, stderr = 0, "", ""
-
-    def run(command: list[str], **_: Any) -> Done:
-        module.ran.append(command[1])  # type: ignore[attr-defined]
-        return Done()
-
     monkeypatch.setattr(module, "ask", ask)
-    monkeypatch.setattr(module, "unit_state", lambda unit: (module.state, "/x"))  # type: ignore[attr-defined]
-    monkeypatch.setattr(module, "processor_time", lambda group: module.now * module.work)  # type: ignore[attr-defined]
-    monkeypatch.setattr(module.subprocess, "run", run)
     monkeypatch.setattr(module.time, "monotonic", lambda: module.now)  # type: ignore[attr-defined]
     return module
+
+
+class Services:
+    """What the watchdog's program asks of the system, as the test says it."""
+
+    def __init__(self, watchdog: Any) -> None:
+        self.watchdog, self.process, self.load, self.started = watchdog, "/x", 0.0, float("-inf")
+        self.restarts: list[str] = []
+
+    def running(self, unit: str) -> str:
+        return self.process
+
+    def age(self, process: str) -> float:
+        return float(self.watchdog.now - self.started)
+
+    def work(self, process: str, account: str) -> float:
+        return float(self.watchdog.now * self.load)
+
+    def restart(self, unit: str, process: str, account: str) -> list[str]:
+        self.restarts.append(unit)
+        return []
+
+
+@pytest.fixture
+def services(watchdog: ModuleType) -> Services:
+    return Services(watchdog)
 
 
 SETTINGS = {"unit": "e", "health": "h", "body": "ok", "question": {"url": "q", "body": {}}}
@@ -313,77 +326,98 @@ def look(watchdog: Any, engine: Any, times: int = 1) -> None:
         watchdog.now += watchdog.EVERY
 
 
-def test_one_failure_is_none(watchdog: Any) -> None:
-    engine = watchdog.Engine(SETTINGS)
+def test_one_failure_is_none(watchdog: Any, services: Services) -> None:
+    engine = watchdog.Engine(SETTINGS, services)
     watchdog.faults["h"] = "no answer"
     look(watchdog, engine)
     watchdog.faults.clear()
     look(watchdog, engine)
     watchdog.faults["h"] = "no answer"
     look(watchdog, engine)
-    assert watchdog.ran == []
+    assert services.restarts == []
 
 
 @pytest.mark.parametrize("url", ["h", "q"])
-def test_two_failures_restart_it_within_a_minute(watchdog: Any, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = watchdog.Engine(SETTINGS)
+def test_two_failures_restart_it_within_a_minute(
+    watchdog: Any, services: Services, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = watchdog.Engine(SETTINGS, services)
     look(watchdog, engine)
     begun, watchdog.faults[url] = watchdog.now, "no answer"
-    while not watchdog.ran:
+    while not services.restarts:
         look(watchdog, engine)
     assert watchdog.now - begun <= 60
-    assert watchdog.ran == ["kill", "restart"]
+    assert services.restarts == ["e"]
     assert capsys.readouterr().out == "e hangs, restart number 1: no answer\n"
 
 
-def test_a_busy_engine_is_left_alone(watchdog: Any) -> None:
-    engine = watchdog.Engine(SETTINGS)
-    watchdog.faults["q"], watchdog.work = "no answer", 0.9
+def test_a_busy_engine_is_left_alone(watchdog: Any, services: Services) -> None:
+    engine = watchdog.Engine(SETTINGS, services)
+    watchdog.faults["q"], services.load = "no answer", 0.9
     look(watchdog, engine, 20)
-    assert watchdog.ran == []
-    watchdog.work = 0.001
+    assert services.restarts == []
+    services.load = 0.001
     look(watchdog, engine, 3)
-    assert watchdog.ran == ["kill", "restart"]
+    assert services.restarts == ["e"]
 
 
-def test_an_engine_that_computes_has_longer_to_say_that_it_works(watchdog: Any) -> None:
-    engine = watchdog.Engine(SETTINGS)
-    watchdog.faults["h"], watchdog.work = "no answer", 0.9
+def test_an_engine_that_computes_has_longer_to_say_that_it_works(watchdog: Any, services: Services) -> None:
+    engine = watchdog.Engine(SETTINGS, services)
+    watchdog.faults["h"], services.load = "no answer", 0.9
     look(watchdog, engine, watchdog.FAILURES_BUSY - 1)
-    assert watchdog.ran == []
+    assert services.restarts == []
     look(watchdog, engine)
-    assert watchdog.ran == ["kill", "restart"]
+    assert services.restarts == ["e"]
 
 
-@pytest.mark.parametrize("state", ["activating", "inactive", "failed", "deactivating"])
-def test_what_does_not_run_is_left_alone(watchdog: Any, state: str) -> None:
-    engine = watchdog.Engine(SETTINGS)
-    watchdog.faults["h"], watchdog.state = "no answer", state
+def test_what_does_not_run_is_left_alone(watchdog: Any, services: Services) -> None:
+    engine = watchdog.Engine(SETTINGS, services)
+    watchdog.faults["h"], services.process = "no answer", ""
     look(watchdog, engine, 20)
-    assert watchdog.ran == []
+    assert services.restarts == []
 
 
-def test_an_answer_that_does_not_say_that_it_works(watchdog: Any) -> None:
-    engine = watchdog.Engine({**SETTINGS, "body": '"ready"'})
+def test_a_process_that_loads_its_model_is_left_alone_until_it_has_answered(watchdog: Any, services: Services) -> None:
+    engine = watchdog.Engine(SETTINGS, services)
+    watchdog.faults["h"], services.started = "Loading model", watchdog.now
+    look(watchdog, engine, 20)
+    assert services.restarts == []
+    watchdog.faults.clear()
+    look(watchdog, engine)
+    watchdog.faults["h"] = "no answer"
     look(watchdog, engine, 2)
-    assert watchdog.ran == ["kill", "restart"]
+    assert services.restarts == ["e"]
+    # The one that was started in its place is another.
+    services.process, services.started = "/y", watchdog.now
+    look(watchdog, engine, 20)
+    assert services.restarts == ["e"]
+    look(watchdog, engine, int(watchdog.STARTING / watchdog.EVERY))
+    assert len(services.restarts) > 1
 
 
-def test_without_a_lasting_model_no_question_is_asked(watchdog: Any) -> None:
-    engine = watchdog.Engine({**SETTINGS, "question": None})
+def test_an_answer_that_does_not_say_that_it_works(watchdog: Any, services: Services) -> None:
+    engine = watchdog.Engine({**SETTINGS, "body": '"ready"'}, services)
+    look(watchdog, engine, 2)
+    assert services.restarts == ["e"]
+
+
+def test_without_a_lasting_model_no_question_is_asked(watchdog: Any, services: Services) -> None:
+    engine = watchdog.Engine({**SETTINGS, "question": None}, services)
     watchdog.faults["q"] = "no answer"
     look(watchdog, engine, 20)
-    assert watchdog.ran == []
+    assert services.restarts == []
 
 
-def test_restarts_become_rarer_and_quiet_takes_that_back(watchdog: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = watchdog.Engine(SETTINGS)
+def test_restarts_become_rarer_and_quiet_takes_that_back(
+    watchdog: Any, services: Services, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = watchdog.Engine(SETTINGS, services)
     watchdog.faults["h"] = "no answer"
     began, restarts = watchdog.now, []
     while len(restarts) < 7:
-        known = len(watchdog.ran)
+        known = len(services.restarts)
         look(watchdog, engine)
-        if len(watchdog.ran) > known:
+        if len(services.restarts) > known:
             restarts.append(watchdog.now - began)
     gaps = [later - earlier for earlier, later in pairwise(restarts)]
     assert gaps == sorted(gaps)
@@ -396,3 +430,105 @@ def test_restarts_become_rarer_and_quiet_takes_that_back(watchdog: Any, capsys: 
     look(watchdog, engine, int(watchdog.QUIET / watchdog.EVERY) + 2)
     assert "answers again" in capsys.readouterr().out
     assert engine.restarts == 0
+
+
+PRINTED = """system/boxwright.e = {
+	active count = 1
+	type = LaunchDaemon
+	state = running
+	arguments = {
+		/bin/sh
+		-c
+		echo
+	pid = 9
+	state = waiting
+	}
+	pid = 54109
+	resource coalition = {
+		state = active
+	}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "found"),
+    [
+        (PRINTED, 0, "54109"),
+        (PRINTED.replace("state = running", "state = spawn scheduled"), 0, ""),
+        ('Could not find service "boxwright.e" in domain for system', 113, ""),
+        # Between two processes there is none.
+        (PRINTED.replace("\tpid = 54109\n", "").replace("\tpid = 9\n", ""), 0, ""),
+    ],
+)
+def test_a_service_of_launchd_is_known_by_its_process(
+    watchdog: Any, monkeypatch: pytest.MonkeyPatch, printed: str, code: int, found: str
+) -> None:
+    asked = _commands(watchdog, monkeypatch, {"/bin/launchctl": (printed, code)})
+    assert watchdog.Launchd().running("e") == found
+    assert asked == [["/bin/launchctl", "print", "system/boxwright.e"]]
+
+
+def test_launchd_counts_what_comes_from_the_process_and_what_is_of_the_account(
+    watchdog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = """
+        1     0     0  9:59.00
+       10     1   301  0:01.50
+       11    10   301  1:00.25
+       12    11   301  1-02:00:03
+       20     1   301  0:04.00
+       30     1   302  0:08.00
+    """
+    _commands(watchdog, monkeypatch, {"/bin/ps": (rows, 0)})
+    monkeypatch.setattr(watchdog.pwd, "getpwnam", lambda name: type("Entry", (), {"pw_uid": 301})())
+    launchd = watchdog.Launchd()
+    assert launchd.processes("10", "") == {10: 1.5, 11: 60.25, 12: 93603.0}
+    assert launchd.work("10", "_e") == 1.5 + 60.25 + 93603.0 + 4
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("00:05", 5), ("02:00:01", 7201), ("3-00:00:00", 259200), ("0:00.31", 0.31)]
+)
+def test_times_of_ps(watchdog: Any, text: str, found: float) -> None:
+    assert watchdog.seconds(text) == pytest.approx(found)
+
+
+def test_launchd_is_told_to_start_again_what_was_killed(watchdog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _commands(watchdog, monkeypatch, {"/bin/launchctl": ("", 113)})
+    killed: list[int] = []
+    monkeypatch.setattr(watchdog.os, "kill", lambda process, number: killed.append(process))
+    monkeypatch.setattr(watchdog.Launchd, "processes", lambda *_: {10: 0.0, 11: 0.0})
+    (problem,) = watchdog.Launchd().restart("e", "10", "")
+    assert killed == [10, 11]
+    assert asked == [["/bin/launchctl", "kickstart", "-k", "system/boxwright.e"]]
+    assert "kickstart failed" in problem
+
+
+def test_systemd_is_asked_whether_a_service_is_ready(watchdog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for state, found in (("active", "/system.slice/e.service"), ("activating", "")):
+        _commands(
+            watchdog, monkeypatch, {"systemctl": (f"ControlGroup=/system.slice/e.service\nActiveState={state}\n", 0)}
+        )
+        assert watchdog.Systemd().running("e") == found
+    asked = _commands(watchdog, monkeypatch, {"systemctl": ("", 0)})
+    assert watchdog.Systemd().restart("e", "/x", "") == []
+    assert [command[1] for command in asked] == ["kill", "restart"]
+
+
+def _commands(watchdog: Any, monkeypatch: pytest.MonkeyPatch, answers: dict[str, tuple[str, int]]) -> list[list[str]]:
+    """Answers commands by the program that is called; what was asked."""
+    asked: list[list[str]] = []
+
+    class Done:
+        stderr = "no"
+
+        def __init__(self, stdout: str, returncode: int) -> None:
+            self.stdout, self.returncode = stdout, returncode
+
+    def run(command: list[str], **_: Any) -> Done:
+        asked.append(command)
+        return Done(*answers[command[0]])
+
+    monkeypatch.setattr(watchdog.subprocess, "run", run)
+    return asked

@@ -21,8 +21,10 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Wheel]
         monkeypatch.setenv(f"BOXWRIGHT_{name}_DIR", str(tmp_path / name.lower()))
     calls: list[list[Wheel]] = []
 
-    def fetch(wanted: list[Wheel], target: Path) -> None:
+    def fetch(wanted: list[Wheel], target: Path, python: str) -> None:
         calls.append(list(wanted))
+        # Of what was asked for it is the Python for which that matters.
+        (target / f"asked-1-cp{python.replace('.', '')}-none-any.whl").touch()
 
     monkeypatch.setattr(wheels, "fetch", fetch)
     return calls
@@ -39,6 +41,30 @@ def test_mlx_comes_into_the_mirror_with_a_box_that_runs_it(fetched: list[list[Wh
     (wanted,) = fetched
     assert {"mlx", "mlx-cpu", "mlx-lm", "transformers", "numpy"} <= {wheel.name for wheel in wanted}
     assert "index.html" in {path.name for path in (mirror.mirror_dir() / "files" / "wheels").iterdir()}
+
+
+def test_open_webui_comes_for_a_python_that_it_works_with(fetched: list[list[Wheel]]) -> None:
+    fill({"openwebui_run": "native"})
+    (wanted,) = fetched
+    assert {"open-webui", "chromadb", "uvicorn"} <= {wheel.name for wheel in wanted}
+    assert (mirror.mirror_dir() / "files" / "wheels" / "asked-1-cp311-none-any.whl").exists()
+    fill({"openwebui_run": "container"})
+    assert len(fetched) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "python", "fits"),
+    [
+        ("a-1-py3-none-any.whl", "3.11", True),
+        ("a-1-py2.py3-none-any.whl", "3.11", True),
+        ("a-1-cp310-abi3-manylinux2014_x86_64.whl", "3.13", True),
+        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "3.11", True),
+        ("a-1-cp313-cp313-manylinux_2_17_x86_64.whl", "3.11", False),
+        ("a-1-2-cp313-cp313t-manylinux_2_17_x86_64.whl", "3.11", False),
+    ],
+)
+def test_a_wheel_for_another_python_is_not_there(name: str, python: str, fits: bool) -> None:
+    assert wheels.is_for(name, python) is fits
 
 
 def test_nothing_of_it_comes_with_other_boxes(fetched: list[list[Wheel]]) -> None:

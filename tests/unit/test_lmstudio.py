@@ -10,8 +10,8 @@ import pytest
 
 from boxwright.errors import Refused
 from boxwright.preflight import Machine
-from boxwright.services import systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_unit
 from roles.gateway.common import ways
 from roles.lmstudio import tasks as lmstudio
 from roles.registry import Box
@@ -65,13 +65,13 @@ def test_a_bundle_whose_checksum_nobody_knows_is_refused(variables: dict[str, An
 
 
 def test_which_bundle_is_fetched() -> None:
-    ours = a_box().lmstudio.download
+    ours = a_box().lmstudio.download("linux")
     assert ours.url == "https://llmster.lmstudio.ai/download/0.0.25-1-linux-x64.full.tar.gz"
     assert (len(ours.sha512), ours.sha256, ours.size) == (128, "", 1005168404)
-    cuda = a_box(lmstudio_bundle="x64+cuda12").lmstudio.download
+    cuda = a_box(lmstudio_bundle="x64+cuda12").lmstudio.download("linux")
     assert cuda.url.endswith("/0.0.25-1-linux-x64.full+cuda12.tar.gz")
     assert cuda.sha512 != ours.sha512
-    given = a_box(lmstudio_version="0.0.99-2", lmstudio_sha512="1" * 128, lmstudio_size=7).lmstudio.download
+    given = a_box(lmstudio_version="0.0.99-2", lmstudio_sha512="1" * 128, lmstudio_size=7).lmstudio.download("linux")
     assert (given.url.rpartition("/")[2], given.sha512, given.size) == ("0.0.99-2-linux-x64.full.tar.gz", "1" * 128, 7)
 
 

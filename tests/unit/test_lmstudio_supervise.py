@@ -143,6 +143,52 @@ def test_ready_means_that_the_models_answer(service: Service, file: Path) -> Non
     assert service.lm.lms("daemon", "status", "--json").json == {"status": "not-running"}
 
 
+def test_readiness_can_be_asked_for(service: Service, file: Path) -> None:
+    """launchd hears nothing from a service: whoever waits for one asks."""
+
+    def ask() -> subprocess.Popen[str]:
+        assert service.process
+        words = ["ready", str(service.process.pid), str(service.folder / "state")]
+        return subprocess.Popen([sys.executable, str(PROGRAM), *words], stderr=subprocess.PIPE, text=True)
+
+    service.declare(model("local-llm", file))
+    # What an earlier process has noted says nothing about this one.
+    (service.folder / "state").write_text(json.dumps({"process": 1, "reloads": 3, "problem": ""}))
+    service.launch()
+    assert ask().wait(60) == 0
+    assert service.lm.ask("POST", "/v1/chat/completions", {"model": "local-llm"})[0] == 200
+    service.end()
+    service.declare(model("local-llm", file.with_name("none.gguf")))
+    service.launch()
+    asked = ask()
+    assert service.process
+    assert service.process.wait(60) == 1
+    assert asked.wait(60) == 1
+    assert asked.stderr
+    assert "ended before it was ready" in asked.stderr.read()
+
+
+def test_a_daemon_that_hangs_does_not_outlive_it(service: Service, file: Path) -> None:
+    service.declare(model("local-llm", file))
+    service.start()
+    daemon = service.lm.pid()
+    os.kill(daemon, signal.SIGSTOP)
+    assert service.end() == 0
+    assert not supervise.alive(daemon)
+
+
+def test_processes_are_seen_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no /proc."""
+    monkeypatch.setattr(supervise.Path, "exists", lambda path: False)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    assert supervise.alive(sleeper.pid)
+    sleeper.kill()
+    # Ended, and not waited for yet.
+    until(lambda: not supervise.alive(sleeper.pid))
+    sleeper.wait()
+    assert not supervise.alive(sleeper.pid)
+
+
 def test_never_two_instances_after_restarts(service: Service, file: Path) -> None:
     service.declare(model("local-llm", file))
     for _ in range(3):

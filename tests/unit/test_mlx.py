@@ -17,8 +17,8 @@ import pytest
 from boxwright.errors import Refused
 from boxwright.paths import repository_root
 from boxwright.preflight import Machine
-from boxwright.services import systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_unit
 from roles.mlx import tasks as mlx
 from roles.registry import Box
 from tests.doubles import tiny_mlx

@@ -15,8 +15,8 @@ from boxwright.facts.ollama import manifest_path
 from boxwright.operations.ollama import Definition
 from boxwright.paths import repository_root
 from boxwright.preflight import Machine
-from boxwright.services import systemd_timer, systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_timer, systemd_unit
 from roles.ollama import tasks
 from roles.ollama.settings import RELEASES
 from roles.registry import Box

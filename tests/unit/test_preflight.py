@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from boxwright.preflight import Machine, Need, examine, parse
+from boxwright.preflight import Machine, Need, darwin, examine, parse
 
 GIB = 2**30
 DEBIAN = Machine("Linux", "x86_64", "debian", "13", systemd=True, memory=8 * GIB, disk_free=50 * GIB)
@@ -64,7 +64,7 @@ def test_a_fit_machine_has_no_problem() -> None:
         ({"distribution": "fedora", "release": "44"}, "fedora 44"),
         ({"distribution": "debian", "release": "11"}, "debian 11"),
         ({"distribution": "ubuntu", "release": "20.04"}, "ubuntu 20.04"),
-        ({"kernel": "Darwin", "distribution": "", "release": ""}, "Darwin"),
+        ({"kernel": "FreeBSD", "distribution": "", "release": ""}, "FreeBSD"),
     ],
 )
 def test_an_unsupported_system_is_the_only_thing_said(change: dict[str, Any], found: str) -> None:
@@ -108,3 +108,122 @@ def test_needs_add_up() -> None:
         files=("/x", "/y"),
         ports={1: ("a", ()), 2: ("b", ())},
     )
+
+
+# As the programs of a Mac answer: sw_vers of macOS 26.5, lsof with -F pcn as root.
+PRINTED_BY_A_MAC = """\
+kernel=Darwin
+architecture=arm64
+clock=1787839200
+sw_vers=ProductName:\t\tmacOS
+sw_vers=ProductVersion:\t\t26.5.2
+sw_vers=BuildVersion:\t\t25F84
+translated=0
+chip=Apple M2 Max
+memory=67108864
+disk=536870912
+fdesetup=FileVault is On.
+fdesetup=Encryption in progress: Percent completed = 42.5
+lsof=p1
+lsof=claunchd
+lsof=f7
+lsof=n*:22
+lsof=f9
+lsof=n*:22
+lsof=p570
+lsof=crapportd
+lsof=f17
+lsof=n*:49276
+lsof=p812
+lsof=cGoogle\\x20Chrome\\x20Helper
+lsof=f21
+lsof=n127.0.0.1:8080
+lsof=p900
+lsof=ccaddy
+lsof=f8
+lsof=n[::1]:443
+lsof=p901
+lsof=ctailscaled
+lsof=f8
+lsof=n100.64.0.2:8443
+file=/var/lib/boxwright/models/b179c9523d0e-model.gguf
+""".splitlines()
+MAC = Machine("Darwin", "arm64", "macos", "26.5.2", systemd=False, memory=64 * GIB, disk_free=500 * GIB)
+
+
+def test_parse_reads_what_a_mac_prints() -> None:
+    machine = parse(PRINTED_BY_A_MAC, now=1787839190)
+    assert (machine.kernel, machine.architecture, machine.distribution, machine.release) == (
+        "Darwin",
+        "arm64",
+        "macos",
+        "26.5.2",
+    )
+    assert (machine.memory, machine.disk_free, machine.chip) == (64 * GIB, 512 * GIB, "Apple M2 Max")
+    assert (machine.translated, machine.filevault, machine.clock_offset) == (False, "on", 10)
+    assert machine.listeners == {
+        22: ("launchd",),
+        49276: ("rapportd",),
+        8080: ("Google Chrome Helper",),
+        443: ("caddy",),
+    }
+    assert machine.files == {"/var/lib/boxwright/models/b179c9523d0e-model.gguf"}
+    assert examine(machine, Need(memory=32 * GIB, ports={443: ("gateway_port", ("caddy",))}), "darwin") == []
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        (["FileVault is On."], "on"),
+        (["FileVault is Off."], "off"),
+        (["FileVault is Off, but will be enabled after the next restart."], "on"),
+        (["Error: something else"], ""),
+        ([], ""),
+    ],
+)
+def test_filevault(said: list[str], state: str) -> None:
+    assert darwin.filevault(said) == state
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "way_out"),
+    [
+        ({"architecture": "x86_64"}, "another processor than Apple's (x86_64)", "Apple silicon"),
+        ({"architecture": "x86_64", "translated": True}, "translated by Rosetta", "chsh -s /bin/zsh"),
+        ({"release": "13.7.8"}, "macOS 13.7.8", "update it to macOS 14 or later"),
+        ({"release": "10.16"}, "macOS 10.16", "update it to macOS 14 or later"),
+        ({"release": ""}, "an unknown version", "update it to macOS 14 or later"),
+    ],
+)
+def test_a_mac_that_is_not_supported(change: dict[str, Any], said: str, way_out: str) -> None:
+    (problem,) = examine(replace(MAC, **change), Need(memory=900 * GIB), "darwin")
+    assert problem.code == "BW110"
+    assert said in problem.message
+    assert way_out in (problem.help or "")
+
+
+@pytest.mark.parametrize("release", ["14.0", "15.7.3", "26.0", "27.0"])
+def test_releases_of_macos_that_are_supported(release: str) -> None:
+    assert examine(replace(MAC, release=release), Need(), "darwin") == []
+
+
+def test_what_a_mac_lacks_is_said_at_once() -> None:
+    machine = replace(MAC, listeners={443: ("nginx",)})
+    need = Need(memory=65 * GIB, memory_variable="inference_models", ports={443: ("gateway_port", ("caddy",))})
+    need += Need(downloads={"/model": 600 * GIB})
+    assert [problem.code for problem in examine(machine, need, "darwin")] == ["BW111", "BW112", "BW113"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "system", "said", "group"),
+    [
+        (MAC, "linux", "the box is a Mac", "put it into the group `darwin`"),
+        (replace(MAC, release="12.1"), "linux", "the box is a Mac", "put it into the group `darwin`"),
+        (DEBIAN, "darwin", "the box runs Linux", "put it into the group `linux`"),
+    ],
+)
+def test_a_box_in_the_group_of_the_other_system(machine: Machine, system: Any, said: str, group: str) -> None:
+    (problem,) = examine(machine, Need(memory=900 * GIB), system)
+    assert problem.code == "BW121"
+    assert said in problem.message
+    assert group in (problem.help or "")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from boxwright.testing.probes import layers_on_the_card, listeners
+from boxwright.testing.probes import layers_on_the_card, listeners, process, sockets, starts_at_boot, unprivileged
 
 # As `ss -Hltn` of iproute2 6.1 prints it.
 SOCKETS = """\
@@ -20,7 +20,7 @@ LISTEN 0      4096         0.0.0.0:8443       0.0.0.0:*
 
 
 def host(text: str) -> Any:
-    return SimpleNamespace(check_output=lambda command: text)
+    return SimpleNamespace(check_output=lambda command: text, system_info=SimpleNamespace(type="linux"))
 
 
 @pytest.mark.parametrize(
@@ -65,5 +65,77 @@ def test_layers_on_the_card(journal: str, layers: tuple[int, int] | None) -> Non
         asked.append(command)
         return "5f3c" if command.startswith("systemctl show -P InvocationID") else journal
 
-    assert layers_on_the_card(SimpleNamespace(check_output=answer), "llamacpp") == layers
+    assert (
+        layers_on_the_card(SimpleNamespace(check_output=answer, system_info=SimpleNamespace(type="linux")), "llamacpp")
+        == layers
+    )
     assert "_SYSTEMD_INVOCATION_ID=5f3c" in asked[-1]
+
+
+# As launchctl and lsof print it.
+JOB = """\
+system/boxwright.llamacpp = {
+	active count = 1
+	state = running
+	arguments = {
+		/opt/boxwright/launchd/start
+	}
+	username = _llamacpp
+	pid = 54109
+	resource coalition = {
+		state = active
+	}
+}
+"""
+DISABLED = """
+	disabled services = {
+		"com.apple.ftpd" => disabled
+		"boxwright.old" => disabled
+		"boxwright.older" => true
+		"boxwright.llamacpp" => enabled
+	}
+"""
+
+
+def a_mac(**answers: str) -> Any:
+    """A Mac that answers a command by its first words, with underscores between."""
+
+    def said(command: str) -> str:
+        return next(text for words, text in answers.items() if command.startswith(words.replace("_", " ")))
+
+    return SimpleNamespace(
+        check_output=said,
+        run=lambda command: SimpleNamespace(stdout=said(command), rc=0),
+        file=lambda path: SimpleNamespace(exists="absent" not in path),
+        system_info=SimpleNamespace(type="darwin"),
+    )
+
+
+def test_listeners_of_a_mac() -> None:
+    both = "p512\ncpython\nf17\ntIPv4\nn127.0.0.1:8081\nf18\ntIPv6\nn[::1]:8081\nf19\ntIPv4\nn*:8082\n"
+    assert listeners(a_mac(lsof=both), 8081) == {"127.0.0.1", "::1"}
+    assert listeners(a_mac(lsof=both), 8082) == {"0.0.0.0"}
+    assert listeners(a_mac(lsof="p512\ncpython\nf17\ntIPv6\nn*:8081\n"), 8081) == {"0.0.0.0", "::"}
+    assert listeners(a_mac(lsof=""), 8081) == set()
+    assert list(sockets(a_mac(lsof=both))) == [
+        ("python", "127.0.0.1", 8081),
+        ("python", "::1", 8081),
+        ("python", "*", 8082),
+    ]
+
+
+def test_services_of_a_mac() -> None:
+    host = a_mac(**{"launchctl_print_": JOB, "launchctl_print-disabled": DISABLED, "ps": "_llamacpp\n", "cat": LOADED})
+    assert process(host, "llamacpp") == 54109
+    assert unprivileged(host, "llamacpp", "llamacpp")
+    assert not unprivileged(host, "llamacpp", "ollama")
+    assert layers_on_the_card(host, "llamacpp") == (29, 29)
+    assert [starts_at_boot(host, name) for name in ("llamacpp", "other", "old", "older", "absent")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    with pytest.raises(AssertionError, match="does not run"):
+        process(a_mac(launchctl_print=JOB.replace("state = running", "state = spawn scheduled")), "llamacpp")

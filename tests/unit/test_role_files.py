@@ -9,13 +9,13 @@ import yaml
 
 from boxwright.errors import Refused
 from boxwright.preflight import Machine
-from boxwright.services import systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_unit
 from boxwright.templates import render
 from roles.docker import tasks as docker
 from roles.gateway import caddy as gateway
 from roles.llamacpp import tasks as llamacpp
-from roles.openwebui import tasks as openwebui
+from roles.openwebui.environment import environment as openwebui_environment
 from roles.registry import Box
 
 MODEL = {"name": "local-llm", "url": "https://models.example/a/b/tiny.gguf", "sha256": "ab" * 32, "size": 1000}
@@ -80,13 +80,13 @@ def test_without_open_webui_there_is_no_internal_listener() -> None:
 
 def test_every_name_is_an_origin_of_the_page() -> None:
     box = a_box(gateway_names=["a.example", "2001:db8::1"], gateway_bind=["0.0.0.0"])
-    assert openwebui.environment(box)["CORS_ALLOW_ORIGIN"] == "https://a.example;https://[2001:db8::1]"
+    assert openwebui_environment(box)["CORS_ALLOW_ORIGIN"] == "https://a.example;https://[2001:db8::1]"
     # A door that only the box itself can reach is visited through a tunnel.
-    assert openwebui.environment(a_box())["CORS_ALLOW_ORIGIN"] == "https://llm.example;https://llm.example:8443"
+    assert openwebui_environment(a_box())["CORS_ALLOW_ORIGIN"] == "https://llm.example;https://llm.example:8443"
 
 
 def test_open_webui_is_closed_and_offline() -> None:
-    environment = openwebui.environment(a_box(openwebui_environment={"WEBUI_NAME": "ours", "OFFLINE_MODE": "false"}))
+    environment = openwebui_environment(a_box(openwebui_environment={"WEBUI_NAME": "ours", "OFFLINE_MODE": "false"}))
     assert environment["ENABLE_SIGNUP"] == "false"
     assert environment["ENABLE_PERSISTENT_CONFIG"] == "false"
     assert environment["OPENAI_API_BASE_URL"] == "http://172.30.77.1:8088/v1"

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from boxwright.services import (
+from boxwright.services import PackagedService, Service, http_probe
+from boxwright.systemd import (
     RECORDER,
     SANDBOX,
     STAMP_LINES,
-    PackagedService,
-    Service,
     command_line,
-    http_probe,
+    identity,
     systemd_timer,
     systemd_unit,
 )
@@ -132,8 +131,8 @@ def test_an_exception_replaces_its_line_and_a_further_directive_is_added():
     ],
 )
 def test_another_definition_has_another_identity(change):
-    assert replace(ENGINE, **change).identity != ENGINE.identity
-    assert f" started {ENGINE.identity} " in systemd_unit(ENGINE)
+    assert identity(replace(ENGINE, **change)) != identity(ENGINE)
+    assert f" started {identity(ENGINE)} " in systemd_unit(ENGINE)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,19 @@ def test_a_box_has_defaults_and_given_values(store):
     assert box.engine.memory == 2147483648
 
 
+def test_a_host_runs_linux_or_macos(store):
+    def system(*groups):
+        return parse_box(ExampleBox, "box1", groups, {"engine_model": MODEL}, None, store).system
+
+    assert (system(), system("linux"), system("studios", "darwin")) == ("linux", "linux", "darwin")
+    with pytest.raises(Refused) as caught:
+        system("linux", "darwin")
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.host) == ("BW028", "box1")
+    assert "in the group `linux` and in the group `darwin`" in problem.message
+    assert "take it out of one" in problem.help
+
+
 def test_a_box_is_frozen(store):
     box = parse({}, store)
     with pytest.raises(ValidationError):

@@ -9,6 +9,7 @@ from boxwright.preflight import parse
 from boxwright.settings import parse_box
 from boxwright.tailnet import Endpoint
 from roles.registry import Box
+from roles.tailscale import linux
 from roles.tailscale import tasks as tailscale
 
 MODEL = {"name": "local-llm", "url": "https://models.example/a/b/tiny.gguf", "sha256": "ab" * 32, "size": 1000}
@@ -166,7 +167,7 @@ def test_tailscaled_sends_its_log_nowhere_unless_asked_to() -> None:
 
 
 def test_the_repository_is_that_of_the_release() -> None:
-    found = tailscale.REPOSITORY.on(distribution="ubuntu", release="24.04", codename="noble")
+    found = linux.REPOSITORY.on(distribution="ubuntu", release="24.04", codename="noble")
     assert (found.url, found.suite) == ("https://pkgs.tailscale.com/stable/ubuntu", "noble")
     assert found.key_url == "https://pkgs.tailscale.com/stable/ubuntu/noble.noarmor.gpg"
 

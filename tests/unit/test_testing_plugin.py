@@ -45,9 +45,18 @@ def test_odd(host):
     assert host.run("echo one").stdout.strip() == "two"
 ''',
     "host": '''
+import pytest
+
+
 def test_only_host(host):
     """Commands run."""
     assert host.run("exit 3").rc == 3
+
+
+@pytest.mark.system("darwin")
+def test_of_a_mac(host):
+    """Never run on Linux."""
+    raise AssertionError
 ''',
 }
 
@@ -101,7 +110,7 @@ def test_checks_run_once_for_each_host_that_has_the_role(project: Path) -> None:
         "roles/host/checks.py::test_only_host[one]",
         "roles/host/checks.py::test_only_host[two]",
     ]
-    assert "1 failed, 3 passed, 2 deselected" in done.stdout
+    assert "1 failed, 3 passed, 4 deselected" in done.stdout
 
 
 def test_the_limit_and_the_inventory_can_be_chosen(project: Path) -> None:
@@ -116,7 +125,7 @@ def test_the_limit_and_the_inventory_can_be_chosen(project: Path) -> None:
         "two",
         "roles",
     )
-    assert "1 passed, 2 deselected" in execute(project, "-m", "pytest", *arguments).stdout
+    assert "1 passed, 3 deselected" in execute(project, "-m", "pytest", *arguments).stdout
 
 
 def test_a_refused_inventory_is_said_in_our_words(project: Path) -> None:

@@ -11,8 +11,8 @@ import yaml
 from boxwright.errors import Refused
 from boxwright.paths import repository_root
 from boxwright.preflight import Machine
-from boxwright.services import systemd_unit
 from boxwright.settings import parse_box
+from boxwright.systemd import systemd_unit
 from roles.gateway import caddy, nginx
 from roles.inference import tasks as inference
 from roles.registry import Box

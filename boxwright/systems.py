@@ -1,0 +1,36 @@
+"""What has another name, or lies elsewhere, on Linux and on a Mac: for roles that are otherwise the same on both."""
+
+from boxwright import launchd
+from boxwright.facts.homebrew import PREFIX
+from boxwright.settings import System
+
+# A Mac has no Python of its own: what is at /usr/bin/python3 comes with Xcode's tools, in a version of Apple's choice.
+# Homebrew's has a path that names the version and stays the same for its patch releases. 3.13 is what Debian 13 has, so
+# that the packages of engines were tried with it.
+PYTHON_FORMULA = "python@3.13"
+_PYTHON = {"linux": "/usr/bin/python3", "darwin": f"{PREFIX}/opt/{PYTHON_FORMULA}/bin/python3.13"}
+
+
+def python(system: System) -> str:
+    """Path of the Python that programs of boxwright run with."""
+    return _PYTHON[system]
+
+
+def account(system: System, name: str) -> str:
+    """The account of the service `name`: on a Mac those of services begin with a line below."""
+    return f"_{name}" if system == "darwin" else name
+
+
+def as_account(system: System, name: str) -> str:
+    """Words before a shell command that root runs as the account of the service `name`."""
+    return f"sudo -n -H -u {account(system, name)} --" if system == "darwin" else f"runuser -u {name} --"
+
+
+def state_folder(system: System, name: str) -> str:
+    """Where a service with the `state_directory` `name` keeps its data."""
+    return f"{launchd.STATE if system == 'darwin' else '/var/lib'}/{name}"
+
+
+def runtime_folder(system: System, name: str) -> str:
+    """Where a service with the `runtime_directory` `name` keeps what ends with it."""
+    return f"{launchd.RUNTIME if system == 'darwin' else '/run'}/{name}"

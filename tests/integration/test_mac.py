@@ -1,0 +1,235 @@
+"""A whole Mac from nothing: a double of one (tests/doubles/macos) to which boxwright comes over SSH, as to any other.
+
+Real are the gateway, the engine with its model, and the programs that watch over them, as they are made for Linux; the
+double is what is around them: launchd, accounts, Homebrew, lsof. Cloudflare is the double that a Linux box has, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from kit import MODEL_ENTRY, ROOT, Done, Lab, eventually
+from streams import texts
+from test_ports import open_ports
+
+from boxwright.lab import engine, mirror, needed
+from boxwright.lab.progress import Progress
+from tests.doubles.macos import ROOT as DOUBLE
+from tests.doubles.macos import MacDouble
+
+pytestmark = pytest.mark.lab
+
+PORT = 8443
+TOKEN = "token-of-the-tests-0123456789"
+NAME = "llm.example.com"
+TUNNEL = "6ff42ae2-765d-4adf-8112-31c55c1551ef"
+TUNNEL_SECRET = "c2VjcmV0LW9mLXRoZS10dW5uZWwtMTIzNDU2Nzg5MDE="
+CREDENTIALS = json.dumps({"AccountTag": "account", "TunnelSecret": TUNNEL_SECRET, "TunnelID": TUNNEL})
+CADDYFILE = "/etc/boxwright/caddy/Caddyfile"
+SERVICES = ("caddy", "llamacpp", "boxwright-watchdog", "boxwright-cloudflared")
+QUESTION = {"model": "local-llm", "messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 24}
+
+
+class Studio:
+    """The Mac, its inventory, and who asks it from outside."""
+
+    def __init__(self, lab: Lab, mac: MacDouble, url: str) -> None:
+        self.lab, self.mac = lab, mac
+        self.variables: dict[str, Any] = {
+            "gateway_names": [mac.address, NAME],
+            "gateway_bind": ["0.0.0.0"],
+            "gateway_port": PORT,
+            "gateway_tokens": {"tests": TOKEN},
+            "inference_models": [MODEL_ENTRY],
+            "openwebui_enabled": False,
+            "cloudflared_enabled": True,
+            "cloudflared_credentials": CREDENTIALS,
+            "mirror_url": url,
+        }
+        self.inventory = mac.inventory(**self.variables)
+
+    def run(self, *command: str) -> Done:
+        """A command pointed at it."""
+        return self.lab.run(*command, inventory=self.inventory, timeout=600)
+
+    def apply(self) -> list[str]:
+        """What a run changes; it must succeed."""
+        done = self.run("boxwright", "apply", "--json", "--no-check").expect()
+        found: list[str] = done.json["hosts"][self.mac.name]["changed"]
+        return found
+
+    def settle(self) -> None:
+        """After services were started without a run, one sees that they are ready, and then nothing changes."""
+        assert {name.partition(": ")[2] for name in self.apply()} <= {"running", "watchdog running"}
+        assert self.apply() == []
+
+    def pid(self, service: str) -> int:
+        """Number of its process; 0 where none runs."""
+        found = re.findall(r"^\tpid = (\d+)$", self.mac.sh(f"launchctl print system/boxwright.{service}"), re.MULTILINE)
+        return int(found[0]) if found else 0
+
+    def http(self, method: str, path: str, token: str = "", **arguments: Any) -> requests.Response:
+        """An answer to this machine, over HTTPS that is checked against the root certificate that a run fetched."""
+        with requests.Session() as session:
+            session.trust_env = False
+            session.verify = str(self.lab.state / "ca" / f"{self.mac.name}.crt")
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            url = f"https://{self.mac.address}:{PORT}/{path}"
+            return session.request(method, url, headers=headers, timeout=120, **arguments)
+
+    def answers(self) -> bool:
+        """Whether the model is listed with a token, and without one nothing is."""
+        try:
+            refused, listed = self.http("GET", "v1/models"), self.http("GET", "v1/models", TOKEN)
+        except requests.RequestException:
+            return False
+        return refused.status_code == 401 and listed.status_code == 200 and "local-llm" in listed.text
+
+
+def formulae(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """What Homebrew has there: name, version, and a folder as it is to lie in the Cellar."""
+    python = folder / "python" / "bin"
+    python.mkdir(parents=True)
+    (python / "python3.13").symlink_to(f"{DOUBLE}/linux/bin/python3.13")
+    yield "python@3.13", "3.13.5", python.parent
+    tunnel = folder / "cloudflared" / "bin"
+    tunnel.mkdir(parents=True)
+    program = (ROOT / "tests/doubles/cloudflared/program.py").read_text(encoding="utf-8")
+    (tunnel / "cloudflared").write_text(
+        program.replace("#!/usr/bin/python3 -I", f"#!{DOUBLE}/linux/bin/python3 -ISB", 1)
+    )
+    (tunnel / "cloudflared").chmod(0o755)
+    yield "cloudflared", "2026.8.2", tunnel.parent
+
+
+@pytest.fixture(scope="module")
+def studio(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A Mac on which everything was set up once."""
+    with Progress(plain=True) as progress:
+        _, servers = mirror.prepare(engine.ensure(progress), progress, needed.wheels)
+    with MacDouble(name="studio", full_disk_access=True, throttle=1) as mac:
+        for formula in formulae(tmp_path_factory.mktemp("formulae")):
+            mac.formula(*formula)
+        made = Studio(lab, mac, servers.url)
+        changed = made.apply()
+        assert {name.partition(":")[0] for name in changed} == {
+            "host",
+            "power",
+            "inference",
+            "llamacpp",
+            "gateway",
+            "cloudflared",
+        }
+        yield made
+
+
+def test_it_answers_whoever_has_a_token_and_nobody_else(studio: Studio) -> None:
+    assert studio.answers()
+    assert studio.http("GET", "v1/models", "another-token-0123456789").status_code == 401
+    for path in ("metrics", "slots", "health"):
+        assert "llama" not in studio.http("GET", path, TOKEN).text.lower()
+    # A browser asks before it has a token; no page was declared.
+    preflight = studio.http("OPTIONS", "v1/models")
+    assert preflight.status_code == 401
+
+
+def test_a_stream_arrives_in_pieces(studio: Studio) -> None:
+    with studio.http("POST", "v1/chat/completions", TOKEN, json={**QUESTION, "stream": True}, stream=True) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        pieces = list(texts(line.decode() for line in answer.iter_lines(chunk_size=1)))
+    assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_only_what_is_declared_can_be_reached(studio: Studio) -> None:
+    assert asyncio.run(open_ports(studio.mac.address)) == {22, PORT}
+
+
+def test_services_are_not_root_and_hold_no_secret_in_sight(studio: Studio) -> None:
+    for service in SERVICES:
+        owner = studio.mac.sh(f"ps -ww -o user= -p {studio.pid(service)}").strip()
+        # The watchdog restarts others.
+        assert owner == ("root" if service == "boxwright-watchdog" else f"_{service.removeprefix('boxwright-')}")
+    seen = studio.mac.as_user(
+        "ps -axwwo command=; cat /Library/LaunchDaemons/boxwright.*.plist; "
+        "cat /etc/boxwright/caddy/* /etc/boxwright/cloudflared/* /var/log/boxwright/*/* /var/log/caddy/*"
+    )
+    for secret in (TOKEN, TUNNEL_SECRET):
+        assert secret not in "".join(map(str, seen))
+    assert TUNNEL_SECRET in studio.mac.sh("cat /etc/boxwright/cloudflared/credentials.json")
+
+
+def test_verify_says_so_too(studio: Studio) -> None:
+    done = studio.run("boxwright", "verify", "--json")
+    found = json.loads(done.out)
+    for role in ("gateway", "cloudflared", "power"):
+        checks = [check for check in found["checks"] if check["role"] == role]
+        assert [check for check in checks if check["outcome"] not in ("ok", "skipped")] == []
+        assert [check for check in checks if check["outcome"] == "ok"]
+
+
+def test_a_second_run_changes_nothing(studio: Studio) -> None:
+    assert studio.apply() == []
+
+
+def test_what_was_edited_is_put_back_without_cutting_a_stream(studio: Studio) -> None:
+    caddy, engine_pid = studio.pid("caddy"), studio.pid("llamacpp")
+    studio.mac.sh(f"echo '# mine' >>{CADDYFILE}; chmod 0644 {CADDYFILE}")
+    # What is loaded is what is there again.
+    assert studio.apply() == ["gateway: write the Caddyfile"]
+    assert "# mine" not in studio.mac.sh(f"cat {CADDYFILE}")
+    assert studio.mac.sh(f"stat -f '%Su %Sg %Lp' {CADDYFILE}").split() == ["root", "_caddy", "640"]
+    assert (studio.pid("caddy"), studio.pid("llamacpp")) == (caddy, engine_pid)
+    assert studio.apply() == []
+
+
+def test_a_configuration_that_cannot_be_is_refused_before_it_is_there(studio: Studio) -> None:
+    before = studio.mac.sh(f"cat {CADDYFILE}")
+    studio.inventory = studio.mac.inventory(**{**studio.variables, "gateway_bind": ["127.0.0.1"], "gateway_port": 443})
+    refused = studio.run("boxwright", "apply").expect(2)
+    assert "BW027" in refused.err
+    assert "below 1024" in refused.err
+    studio.inventory = studio.mac.inventory(**studio.variables)
+    assert studio.mac.sh(f"cat {CADDYFILE}") == before
+
+
+def test_what_is_killed_comes_back_by_itself(studio: Studio) -> None:
+    for service in SERVICES:
+        before = studio.pid(service)
+        assert before
+        studio.mac.sh(f"kill -KILL {before}")
+        eventually(f"{service} runs again", lambda one=service, old=before: studio.pid(one) not in (0, old), 90)
+    eventually("everything answers", studio.answers, 120)
+    studio.settle()
+
+
+def test_after_a_power_cut_everything_answers_again(studio: Studio) -> None:
+    studio.mac.power_cut()
+    eventually("everything answers", studio.answers, 180)
+    assert all(studio.pid(service) for service in SERVICES)
+    eventually("the tunnel stands", lambda: studio.mac.sh("curl -s http://127.0.0.1:20241/ready").startswith("{"), 60)
+    studio.settle()
+
+
+def test_it_can_be_taken_away(studio: Studio) -> None:
+    """Last: nothing of it is left but data, and then not even that."""
+    done = studio.run("boxwright", "remove", "--json").expect()
+    assert done.json["hosts"][studio.mac.name]["changed"]
+    assert studio.mac.sh("ls /Library/LaunchDaemons; ls /opt; ls /etc/boxwright 2>/dev/null").split() == ["homebrew"]
+    # What stays is root's: the next account gets the numbers of those that went.
+    owners = studio.mac.sh("find /var/lib/boxwright /var/log/caddy -exec stat -f %Su {} + | sort -u").split()
+    assert owners == ["root"]
+    assert studio.mac.sh("/usr/bin/dscl . -list /Users | grep -e caddy -e llamacpp -e cloudflared") == ""
+    again = studio.run("boxwright", "remove", "--json").expect()
+    assert again.json["hosts"][studio.mac.name]["changed"] == []
+    studio.run("boxwright", "remove", "--purge").expect()
+    assert studio.mac.sh("ls -d /var/lib/boxwright /var/log/caddy /var/log/boxwright 2>/dev/null") == ""
+    assert asyncio.run(open_ports(studio.mac.address)) == {22}
+    assert studio.mac.strays() == []

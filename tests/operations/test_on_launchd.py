@@ -1,0 +1,516 @@
+"""Services on a Mac: whatever is done to one, the next run puts it right, and only that.
+
+The Mac is a double (tests/doubles/macos): its launchd follows what is known of Apple's, see there.
+"""
+
+import json
+import plistlib
+import time
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+
+from boxwright.launchd import STARTER_PATH, log_path, plist_path
+from boxwright.operations import files, services, users
+from boxwright.services import Service, http_probe
+from tests.doubles.macos import MacDouble
+
+pytestmark = pytest.mark.lab
+
+# A stock Mac has no Python.
+PROGRAM = r"""
+use strict; use IO::Socket::INET; use POSIX ();
+sub content { open my $in, '<', $_[0] or die "$_[0]: $!"; local $/; return <$in> }
+my $started = content('/etc/sample/started file');
+my $loaded = content('/etc/sample/loaded');
+$SIG{HUP} = sub { $loaded = content('/etc/sample/loaded') };
+my ($user) = getpwuid $>;
+$| = 1;
+print "said at the start\n";
+select undef, undef, undef, 0.3;  # not ready at once
+my $server = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 8099, Listen => 5, ReuseAddr => 1) or die;
+while (1) {
+    my $client = $server->accept or next;
+    while (<$client>) { last if /^\r?$/ }
+    my %answer = (pid => $$, started => $started, loaded => $loaded, env => $ENV{SAMPLE} // '', user => $user,
+        token => length($ENV{TOKEN} // ''), mark => $ENV{MARK} // '', limit => `ulimit -n;`);
+    s/\n/\\n/g for values %answer;
+    my $text = '{' . join(', ', map { "\"$_\": \"$answer{$_}\"" } sort keys %answer) . '}';
+    print $client "HTTP/1.1 200 OK\r\nContent-Length: ${\ length $text}\r\nConnection: close\r\n\r\n$text";
+    close $client;
+}
+"""
+SECRET = "a-token-that-nobody-may-see"
+
+SAMPLE = Service(
+    name="sample",
+    description="A sample",
+    command=("/usr/bin/perl", "/opt/sample program.pl"),
+    user="_sample",
+    environment_file="/etc/sample/secrets.env",
+    restart_files=("/etc/sample/started file",),
+    reload_files=("/etc/sample/loaded",),
+    reload_command=("/bin/kill", "-HUP", "$MAINPID"),
+    probe=http_probe("http://127.0.0.1:8099/"),
+    start_timeout=60,
+    state_directory="sample",
+    runtime_directory="sample",
+    settings={"LimitNOFILE": "4321"},
+)
+
+
+@pytest.fixture(scope="module")
+def mac():
+    with MacDouble(throttle=2, full_disk_access=True) as mac:
+        mac.put("/opt/sample program.pl", PROGRAM.encode())
+        yield mac
+
+
+class Sample:
+    """The sample service on the Mac, applied with `apply`."""
+
+    NOTHING: ClassVar = {"started": False, "loaded": False, "secret": False, "unit": False, "running": False}
+
+    def __init__(self, mac):
+        self.mac = mac
+        self.service = SAMPLE
+        self.started, self.loaded, self.secret = "one\n", "one\n", SECRET
+        self.running = {}
+
+    def deploy(self):
+        users.system_user("_sample")
+        files.directory("/etc/sample")
+        files.content("/etc/sample/started file", self.started)
+        files.content("/etc/sample/loaded", self.loaded)
+        files.content("/etc/sample/secrets.env", f'TOKEN="{self.secret}"\n', mode="0600", secret=True)
+        services.unit(self.service)
+        services.running(self.service, **self.running)
+
+    def run(self, deploy=None, **options):
+        return self.mac.run(deploy or self.deploy, system="darwin", **options)
+
+    def apply(self, **options):
+        """What changed, by step; fails the test when a step fails."""
+        result = self.run(**options)
+        assert result.ok, result.printed
+        return dict(zip(self.NOTHING, result.changed[2:], strict=True))
+
+    def changed(self):
+        """The steps that changed something; and that the next run changes nothing."""
+        changed = {step for step, did in self.apply().items() if did}
+        assert self.apply() == self.NOTHING
+        return changed
+
+    def fails(self):
+        """What a failing run prints."""
+        result = self.run()
+        assert not result.ok
+        return result.printed
+
+    @property
+    def says(self):
+        """What the process answers."""
+        text = self.mac.sh("curl --silent http://127.0.0.1:8099/")
+        return json.loads(text)
+
+    @property
+    def pid(self):
+        """Its number, by launchd."""
+        return self.mac.sh("launchctl print system/boxwright.sample | awk '$1 == \"pid\" { print $3 }'").strip()
+
+    def until(self, condition, seconds=60):
+        """Waits for what the Mac does by itself."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.mac.sh("launchctl print system/boxwright.sample")
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def sample(mac):
+    sample = Sample(mac)
+    sample.apply()
+    before = sample.says["pid"]
+    sample.restarted = lambda: sample.says["pid"] != before
+    return sample
+
+
+def absent(mac, service=SAMPLE):
+    result = mac.run(lambda: services.unit_absent(service), system="darwin")
+    assert result.ok, result.printed
+    return result.changed
+
+
+def test_from_nothing_to_running_and_gone(mac):
+    absent(mac)
+    sample = Sample(mac)
+    assert sample.apply(dry=True)["running"]
+    assert "Could not find service" in mac.sh("launchctl print system/boxwright.sample")
+    assert sample.changed() >= {"unit", "running"}
+    says = sample.says
+    assert (says["started"], says["user"], says["limit"].strip()) == ("one\n", "_sample", "4321")
+    assert says["pid"] == sample.pid, "launchd watches something else"
+    assert mac.sh("stat -f '%Lp %Su %Sg' /var/run/boxwright /var/run/boxwright/sample.*").splitlines() == [
+        "700 root wheel",
+        *["600 root wheel"] * 3,
+    ]
+    assert (
+        mac.sh("stat -f '%Lp %Su %Sg' /var/lib/boxwright/sample /var/run/sample").splitlines()
+        == ["700 _sample _sample"] * 2
+    )
+    assert mac.sh(f"stat -f '%Lp %Su %Sg' {plist_path('sample')}") == "644 root wheel\n"
+    assert "said at the start" in mac.sh(f"cat {log_path('sample')}")
+    assert absent(mac) == [True]
+    assert absent(mac) == [False]
+    assert "Could not find service" in mac.sh("launchctl print system/boxwright.sample")
+    assert "Could not find service" in mac.sh("launchctl print system/boxwright.logs")
+    left = mac.sh(
+        "ls -d /Library/LaunchDaemons/boxwright* /var/run/boxwright /var/log/boxwright /opt/boxwright/launchd"
+    )
+    assert left.count("No such file") == 4, left
+
+
+def test_a_secret_is_nowhere(sample):
+    assert sample.says["token"] == str(len(SECRET))
+    seen = sample.mac.sh("ps -axww -o command=; launchctl print system/boxwright.sample; cat /Library/LaunchDaemons/*")
+    assert "boxwright.sample" in seen
+    assert SECRET not in seen
+    assert sample.mac.sh(f"grep -rl {SECRET} /var/log /var/run /private/var/lib /Library /opt") == ""
+    sample.secret = SECRET[::-1]
+    assert sample.changed() == {"secret", "running"}
+    assert sample.restarted()
+
+
+def test_a_file_read_at_the_start_restarts(sample):
+    sample.started = "two\n"
+    assert sample.changed() == {"started", "running"}
+    assert sample.says["started"] == "two\n"
+
+
+def test_a_file_read_again_reloads(sample):
+    sample.loaded = "two\n"
+    assert sample.changed() == {"loaded", "running"}
+    assert sample.says["loaded"] == "two\n"
+    assert not sample.restarted()
+
+
+def test_reloaded(sample):
+    sample.loaded = "by itself\n"
+
+    def deploy():
+        files.content("/etc/sample/loaded", sample.loaded)
+        services.reloaded(SAMPLE)
+
+    assert sample.run(deploy).changed == [True, True]
+    assert sample.says["loaded"] == "by itself\n"
+    assert sample.run(deploy).changed == [False, False]
+    sample.mac.sh("launchctl bootout system/boxwright.sample")
+    result = sample.run(deploy)
+    assert not result.ok
+    assert "sample does not run on this box" in result.printed
+
+
+def test_a_run_killed_before_the_restart_is_completed(sample):
+    sample.started = sample.loaded = "three\n"
+    sample.run(lambda: files.content("/etc/sample/started file", sample.started))
+    assert sample.changed() == {"loaded", "running"}
+    assert (sample.says["started"], sample.says["loaded"]) == ("three\n", "three\n")
+
+
+def test_an_edited_file_that_nobody_read_needs_no_restart(sample):
+    sample.mac.sh("echo edited >'/etc/sample/started file'")
+    assert sample.changed() == {"started"}
+    assert not sample.restarted()
+
+
+def test_an_edited_file_that_was_read_needs_one(sample):
+    sample.mac.sh("echo edited >'/etc/sample/started file'; launchctl kickstart -k system/boxwright.sample")
+    sample.until(lambda: "edited" in sample.mac.sh("curl --silent http://127.0.0.1:8099/"))
+    assert sample.changed() == {"started", "running"}
+    assert sample.says["started"] == sample.started
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "launchctl bootout system/boxwright.sample",
+        "launchctl bootout system/boxwright.sample; launchctl disable system/boxwright.sample",
+        "launchctl bootout system/boxwright.sample; rm -rf /var/run/boxwright",
+        "launchctl disable system/boxwright.sample",
+    ],
+)
+def test_booted_out_and_disabled(sample, harm):
+    sample.mac.sh(harm)
+    # Without its note the task for logs is loaded anew, too.
+    assert sample.changed() - {"unit"} == {"running"}
+    assert '"boxwright.sample" => enabled' in sample.mac.sh("launchctl print-disabled system")
+    assert sample.says["pid"] == sample.pid
+
+
+def test_a_removed_definition(sample):
+    sample.mac.sh(f"launchctl bootout system/boxwright.sample; rm {plist_path('sample')}")
+    assert sample.changed() == {"unit", "running"}
+
+
+def test_killed_it_is_started_again_by_launchd(sample):
+    before = sample.pid
+    sample.mac.sh(f"kill -KILL {before}")
+    sample.until(lambda: sample.pid not in ("", before))
+    sample.until(lambda: "pid" in sample.mac.sh("curl --silent http://127.0.0.1:8099/"))
+    assert sample.changed() <= {"running"}, "it was started by launchd: at most its readiness is to be seen"
+    assert sample.says["pid"] == sample.pid
+
+
+def test_an_edited_definition(sample):
+    """Edited and not loaded: the text is put back, the process left alone."""
+    edit = f"sed -i '' s/4321/1234/ {plist_path('sample')}"
+    sample.mac.sh(edit)
+    assert sample.changed() == {"unit"}
+    assert not sample.restarted()
+
+
+def test_an_edited_definition_that_was_loaded(sample):
+    sample.mac.sh(f"sed -i '' s/4321/1234/ {plist_path('sample')}; launchctl bootout system/boxwright.sample")
+    sample.until(lambda: "Could not find" in sample.mac.sh("launchctl print system/boxwright.sample"))
+    sample.mac.sh(f"launchctl bootstrap system {plist_path('sample')}")
+    sample.until(lambda: "pid" in sample.mac.sh("curl --silent http://127.0.0.1:8099/"))
+    assert sample.says["limit"].strip() == "1234"
+    assert sample.changed() == {"unit", "running"}
+    assert sample.says["limit"].strip() == "4321"
+
+
+def test_a_wrong_owner_of_the_definition(sample):
+    """launchd would refuse it at the next boot."""
+    sample.mac.sh(f"chmod 666 {plist_path('sample')}")
+    assert sample.changed() == {"unit"}
+    assert sample.mac.sh(f"stat -f %Lp {plist_path('sample')}") == "644\n"
+    assert not sample.restarted()
+
+
+def test_a_new_definition_and_a_crash_before_launchd_read_it(sample):
+    """The process is started again by launchd, from the definition it had: the new one is not taken for running."""
+    sample.service = replace(SAMPLE, environment={"MARK": "new"})
+    sample.run(lambda: services.unit(sample.service))
+    before = sample.pid
+    sample.mac.sh(f"kill -KILL {before}")
+    sample.until(lambda: sample.pid not in ("", before))
+    sample.until(lambda: "pid" in sample.mac.sh("curl --silent http://127.0.0.1:8099/"))
+    assert sample.says["mark"] == ""
+    assert sample.changed() == {"running"}
+    assert sample.says["mark"] == "new"
+
+
+def test_a_reboot(sample):
+    sample.mac.reboot()
+    sample.apply()
+    assert sample.apply() == sample.NOTHING
+    assert sample.says["started"] == "one\n"
+    sample.mac.power_cut()
+    sample.apply()
+    assert sample.apply() == sample.NOTHING
+
+
+def test_a_start_that_fails_says_why(sample):
+    sample.service = replace(SAMPLE, command=("/usr/bin/perl", "-e", "die 'no such model'"))
+    said = sample.fails()
+    assert "no such model" in said
+    assert "boxwright.sample does not stay up: ended with 2" in said
+    assert "no such model" in sample.fails(), "the failed service was taken for a good one"
+    sample.service = SAMPLE
+    assert sample.changed() == {"unit", "running"}
+
+
+def test_a_missing_program_is_explained(sample):
+    sample.service = replace(SAMPLE, command=("/opt/no such program",))
+    said = sample.fails()
+    assert "cannot start /opt/no such program: No such file or directory" in said
+    assert "78 EX_CONFIG: it could not even be started" in said
+
+
+def test_a_missing_account_is_explained(sample):
+    sample.service = replace(SAMPLE, user="_nobody_here")
+    said = sample.fails()
+    assert "there is no user _nobody_here" in said
+    assert "78 EX_CONFIG" in said
+
+
+def test_a_service_that_never_gets_ready_fails_in_time(sample):
+    sample.service = replace(SAMPLE, command=("/usr/bin/perl", "-e", "sleep 99"), start_timeout=3)
+    assert "timed out after" in sample.fails()
+    sample.service = SAMPLE
+    assert sample.changed() == {"unit", "running"}
+
+
+def test_a_reload_that_cannot_work_becomes_a_restart(sample):
+    """As when a gateway's edited configuration has closed the socket by which it is told to reload."""
+    sample.service = replace(SAMPLE, reload_command=("/bin/sh", "-c", "echo cannot reach it; exit 1"))
+    sample.loaded = "new\n"
+    assert sample.changed() == {"loaded", "running"}
+    assert sample.says["loaded"] == "new\n"
+    assert sample.restarted()
+
+
+@pytest.fixture
+def guarded(sample):
+    """The sample, asked whether it answers after each change; what it loads is taken back when it does not."""
+    sample.running = {
+        "answers": ("/bin/sh", "-c", "curl --silent --fail http://127.0.0.1:8099/ | grep -v broken"),
+        "roll_back": (SAMPLE.unit_path, "/etc/sample/loaded"),
+    }
+    sample.loaded = "good\n"
+    assert "running" in sample.changed()
+    before = sample.says["pid"]
+    sample.restarted = lambda: sample.says["pid"] != before
+    yield sample
+    sample.mac.sh("rm -f /etc/sample/loaded.*")
+
+
+REFUSES = ("/bin/sh", "-c", "if grep -q bad /etc/sample/loaded; then echo no good; exit 1; fi; kill -HUP $MAINPID")
+
+
+@pytest.mark.parametrize(("loaded", "said"), [("bad\n", "no good"), ("broken\n", "runs, but does not answer")])
+def test_what_cannot_be_reloaded_is_taken_back_and_nothing_is_cut(guarded, loaded, said):
+    guarded.service = replace(SAMPLE, reload_command=REFUSES)
+    guarded.apply()
+    before = guarded.says["pid"]
+    guarded.loaded = loaded
+    printed = guarded.fails()
+    assert said in printed
+    assert "goes on with its last good configuration; the new one was taken back" in printed
+    assert guarded.mac.sh("cat /etc/sample/loaded /etc/sample/loaded.bad") == f"good\n{loaded}"
+    assert (guarded.says["pid"], guarded.says["loaded"]) == (before, "good\n")
+    guarded.loaded = "good\n"
+    assert guarded.apply() == Sample.NOTHING
+
+
+def test_a_definition_it_cannot_start_with_is_taken_back(guarded):
+    """As an argument that a new version no longer knows. launchd must not take what is kept for a job."""
+    guarded.service = replace(SAMPLE, command=("/usr/bin/false",))
+    assert "runs again with its last good configuration; the new one was taken back" in guarded.fails()
+    assert guarded.says["loaded"] == "good\n"
+    assert "/usr/bin/false" not in guarded.mac.sh(f"cat {plist_path('sample')}")
+    assert guarded.mac.sh("ls /Library/LaunchDaemons").split() == ["boxwright.logs.plist", "boxwright.sample.plist"]
+    guarded.service = SAMPLE
+    assert guarded.apply() == Sample.NOTHING
+    assert absent(guarded.mac) == [True]
+    assert guarded.mac.sh("find /private/var /private/etc /Library -name '*boxwright.sample*'") == ""
+
+
+def test_it_waits_for_a_file(sample):
+    awaited = "/var/db/a device"
+    sample.service = replace(SAMPLE, wait_for_files=("/etc/hosts", awaited), start_timeout=3)
+    said = sample.fails()
+    assert "timed out" in said
+    assert f"waits for {awaited}" in said
+    sample.mac.sh(f"touch '{awaited}'")
+    assert sample.changed() <= {"running"}
+    assert sample.says["user"] == "_sample"
+    sample.mac.sh(f"rm '{awaited}'")
+
+
+def test_what_stays_behind_of_a_quick_bootout_is_started(sample):
+    """launchd may leave a job that was loaded soon after a bootout without a process."""
+    sample.mac.set(sluggish=True)
+    try:
+        sample.service = replace(SAMPLE, environment={"MARK": "slow"})
+        assert sample.changed() == {"unit", "running"}
+        assert sample.says["mark"] == "slow"
+    finally:
+        sample.mac.set(sluggish=False)
+
+
+def test_a_label_that_lingers(sample):
+    sample.mac.set(linger=4)
+    try:
+        sample.service = replace(SAMPLE, environment={"MARK": "late"})
+        assert sample.changed() == {"unit", "running"}
+        sample.mac.sh("launchctl bootout system/boxwright.sample")
+        assert sample.changed() == {"running"}
+    finally:
+        sample.mac.set(linger=1)
+
+
+def test_logs_are_bounded(sample):
+    """By the task that goes with every service: the process goes on writing to the same file."""
+    log = log_path("sample")
+    sample.mac.sh(f"perl -e 'print \"x\" x 11_000_000' >>{log}")
+    sample.mac.sh("launchctl kickstart system/boxwright.logs")
+    sample.until(lambda: int(sample.mac.sh(f"stat -f %z {log}")) < 1_000_000)
+    sample.mac.sh("launchctl kickstart -k system/boxwright.sample")
+    sample.until(lambda: "said at the start" in sample.mac.sh(f"cat {log}"))
+    assert int(sample.mac.sh(f"stat -f %z {log}")) < 1_000_000
+    assert int(sample.mac.sh(f"stat -f %z {log}.0")) > 11_000_000
+    sample.mac.sh("launchctl bootout system/boxwright.logs; launchctl disable system/boxwright.logs")
+    assert "unit" in sample.changed()
+    assert "state = " in sample.mac.sh("launchctl print system/boxwright.logs")
+
+
+def test_a_scheduled_task(mac):
+    task = Service(
+        name="sample-task",
+        description="Sample",
+        command=("/bin/sh", "-c", "echo done >>/var/lib/boxwright/sample-task/log"),
+        user="root",
+        schedule="Sun 04:00",
+        state_directory="sample-task",
+    )
+
+    def deploy(task=task):
+        services.unit(task)
+        services.scheduled(task)
+
+    def run(deploy, **options):
+        result = mac.run(deploy, system="darwin", **options)
+        assert result.ok, result.printed
+        return result.changed
+
+    loaded = "launchctl print system/boxwright.sample-task"
+    try:
+        assert run(deploy, dry=True) == [True, True]
+        assert run(deploy) == [True, True]
+        assert run(deploy) == [False, False]
+        assert "No such file" in mac.sh("cat /var/lib/boxwright/sample-task/log"), "it was not to run now"
+        mac.sh("launchctl kickstart system/boxwright.sample-task")
+        deadline = time.monotonic() + 60
+        while mac.sh("cat /var/lib/boxwright/sample-task/log 2>/dev/null") != "done\n":
+            assert time.monotonic() < deadline, mac.sh(loaded)
+            time.sleep(0.2)
+        assert run(deploy) == [False, False]
+        for harm in ("bootout", "disable"):
+            mac.sh(f"launchctl {harm} system/boxwright.sample-task")
+            assert run(deploy) == [False, True], harm
+            assert run(deploy) == [False, False], harm
+            assert "state = " in mac.sh(loaded), harm
+        daily = replace(task, schedule="05:30")
+        assert run(lambda: deploy(daily)) == [True, True]
+        assert run(lambda: deploy(daily)) == [False, False]
+        text = mac.sh(f"plutil -convert xml1 -o - {plist_path('sample-task')}")
+        assert plistlib.loads(text.encode())["StartCalendarInterval"] == [{"Hour": 5, "Minute": 30}]
+        mac.reboot()
+        assert run(lambda: deploy(daily)) == [False, False]
+        assert "state = not running" in mac.sh(loaded)
+    finally:
+        assert absent(mac, task) == [True]
+    assert absent(mac, task) == [False]
+
+
+def test_stopped(mac):
+    foreign = {"Label": "homebrew.mxcl.ollama", "ProgramArguments": ["/bin/sleep", "1000"], "KeepAlive": True}
+    mac.put("/Library/LaunchDaemons/homebrew.mxcl.ollama.plist", plistlib.dumps(foreign))
+    mac.sh("launchctl bootstrap system /Library/LaunchDaemons/homebrew.mxcl.ollama.plist")
+    assert "state = running" in mac.sh("launchctl print system/homebrew.mxcl.ollama")
+    assert mac.run(lambda: services.stopped("ollama"), system="darwin").changed == [True]
+    assert mac.run(lambda: services.stopped("ollama"), system="darwin").changed == [False]
+    assert "Could not find service" in mac.sh("launchctl print system/homebrew.mxcl.ollama")
+    mac.reboot()
+    assert "Could not find service" in mac.sh("launchctl print system/homebrew.mxcl.ollama")
+    assert mac.run(lambda: services.stopped("com.example.nobody"), system="darwin").changed == [False]
+    mac.sh("rm /Library/LaunchDaemons/homebrew.mxcl.ollama.plist")
+
+
+def test_the_starter_is_root_s(sample):
+    assert sample.mac.sh(f"stat -f '%Lp %Su %Sg' {STARTER_PATH}") == "755 root wheel\n"
+    sample.mac.sh(f"echo >>{STARTER_PATH}")
+    assert sample.changed() == {"unit"}
+    assert not sample.restarted()
