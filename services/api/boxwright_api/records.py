@@ -82,7 +82,7 @@ class UsageSum:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What the limiter is asked: may this request begin? `limits` are those that count: the key's, else the defaults."""
+    """What the limiter is asked: may this request begin? `limits`: the key's, else the defaults."""
 
     request_id: str
     key_id: str

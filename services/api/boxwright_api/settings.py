@@ -82,7 +82,7 @@ class Settings(BaseSettings):
 
     database: str = Field(
         pattern=r"^(sqlite:////.+|postgresql://.+)$",
-        description="sqlite:////absolute/path, or postgresql://user@host:port/name; ?host=/run/postgresql for a socket.",
+        description="sqlite:////absolute/path, or postgresql://user@host:port/name; with ?host=FOLDER by a socket.",
     )
     database_password: SecretStr | None = None
     redis: str = Field(
