@@ -1,8 +1,9 @@
 """An inference engine without a model: the OpenAI API and Ollama's own, with behaviour that a test sets.
 
-In a thread (`with StubEngine() as engine:`) or as a process of its own, for benchmarks
-(`python tests/api/stub_engine.py --port 9000`; it prints its address). It keeps the truth about each request: what was asked, how many tokens were really
-sent, whether and when the connection was closed under it. Times are CLOCK_MONOTONIC, comparable over processes.
+It runs in a thread (`with StubEngine() as engine:`) or as a process of its own, for benchmarks
+(`python tests/api/stub_engine.py --port 9000`; it prints its address). It keeps the truth about each request: what was
+asked, how many tokens were really sent, whether and when the connection was closed under it. Times are
+CLOCK_MONOTONIC, comparable over processes.
 
 What it does is `Behaviour`: the one it was started with or that was last put (`engine.behave(...)`, or POST
 /stub/behaviour), with the members of the request's own `stub` object above it (`options.stub` for Ollama's API).
