@@ -119,6 +119,7 @@ class MemoryUsage:
         self.rows: list[UsageRow] = []
         self.closed_with: int | None = None
         self.full = False
+        self.dropped = 0
 
     async def start(self) -> None: ...
 
