@@ -1,1 +1,31 @@
 """Fixtures for tests of the API service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from served import Served, served
+from stub_engine import StubEngine
+
+
+@pytest.fixture(scope="session")
+def stub() -> Iterator[StubEngine]:
+    """One stub engine for all tests; `engine` is it, as new."""
+    with StubEngine() as found:
+        yield found
+
+
+@pytest.fixture
+def engine(stub: StubEngine) -> StubEngine:
+    """A stub engine."""
+    stub.behave()
+    stub.clear()
+    return stub
+
+
+@pytest.fixture
+def service(engine: StubEngine) -> Iterator[Served]:
+    """The service in front of it, with parts in memory."""
+    with served(engine) as found:
+        yield found
