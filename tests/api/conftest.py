@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from databases import Databases
 from served import Served, served
 from stub_engine import StubEngine
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    """Real PostgreSQL and Valkey; a test that uses it is marked `lab`."""
+    found = Databases()
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 @pytest.fixture(scope="session")
