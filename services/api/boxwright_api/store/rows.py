@@ -58,7 +58,6 @@ def key(row: Mapping[str, Any], time: Callable[[Any], datetime]) -> Key:
     def when(value: Any) -> datetime | None:
         return None if value is None else time(value)
 
-    models = None if row["models"] is None else json.loads(row["models"])
     return Key(
         id=row["id"],
         owner=row["owner"],
@@ -70,11 +69,19 @@ def key(row: Mapping[str, Any], time: Callable[[Any], datetime]) -> Key:
         old_until=when(row["old_until"]),
         expires_at=when(row["expires_at"]),
         revoked_at=when(row["revoked_at"]),
-        # Something else than a list, written by hand: no model at all.
-        models=None if models is None else tuple(map(str, models)) if isinstance(models, list) else (),
+        models=None if row["models"] is None else _models(row["models"]),
         limits=KeyLimits(**{name: row[name] for name in LIMITS}),
         version=row["version"],
     )
+
+
+def _models(stored: str) -> tuple[str, ...]:
+    """The names; what somebody has written by hand and is no list is no model at all."""
+    try:
+        models = json.loads(stored)
+    except ValueError:
+        models = None
+    return tuple(map(str, models)) if isinstance(models, list) else ()
 
 
 def audit_values(entry: AuditEntry, time: Callable[[datetime], Any]) -> list[Any]:
