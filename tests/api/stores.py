@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwright_api.contracts import Store
-from boxwright_api.keys import Peppers, join, make_id, make_secret
+from boxwright_api.keys import KeyRing, Peppers, join, make_id, make_secret
 from boxwright_api.records import AuditEntry, Key, UsageRow
 from boxwright_api.settings import Settings
 from boxwright_api.store import open_store
@@ -30,12 +30,13 @@ MODELS: Any = [
 
 @dataclass
 class Place:
-    """The database. `changes` is what the store told since `opened`."""
+    """The database. `changes` is what the store told since `opened`, and `rings` are told the same."""
 
     kind: str
     settings: Settings
     databases: Databases | None = None
     changes: list[str | None] = field(default_factory=list)
+    rings: list[KeyRing] = field(default_factory=list)
 
     def sql(self, text: str) -> str:
         """What the statement gives, one line for each row, by a program that is not ours. Raises RuntimeError."""
@@ -69,9 +70,13 @@ class Place:
     async def opened(self) -> AsyncIterator[Store]:
         """A store that runs."""
         store = open_store(self.settings)
-        self.changes = []
-        changes = self.changes
-        await store.start(changes.append)
+
+        def changed(id: str | None) -> None:
+            self.changes.append(id)
+            for ring in self.rings:
+                ring.forget(id)
+
+        await store.start(changed)
         try:
             yield store
         finally:
