@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from boxwright_api.contracts import Limiter
 from boxwright_api.limits.memory import MemoryLimiter
+from boxwright_api.limits.redis import RedisLimiter
 from boxwright_api.settings import Settings
 
 
 def open_limiter(settings: Settings) -> Limiter:
     """The limiter that the settings want; `start` connects it."""
-    return MemoryLimiter(settings)
+    return RedisLimiter(settings) if settings.redis else MemoryLimiter(settings)
