@@ -1,7 +1,7 @@
 """Counting in the process: the same rules as the Lua scripts, on plain Python collections.
 
 Nothing here waits, and no method looks at a clock: the caller says what time it is. `at` is microseconds of a clock
-that never goes back; `utc` is seconds since 1970, which decide the day and the month of the budgets and nothing else.
+that never goes back; `utc` is microseconds since 1970, which decide the day and month of budgets and nothing else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import OrderedDict, defaultdict, deque
 from itertools import islice
 from typing import TypeVar
 
-from boxwright_api.limits.windows import GRAIN, MINUTE, SECOND, Reason, Rules, Standing, Verdict, calendar, tightest
+from boxwright_api.limits.windows import GRAIN, MINUTE, Reason, Rules, Standing, Verdict, calendar, tightest
 from boxwright_api.records import Ask
 
 
@@ -150,8 +150,8 @@ class Ledger:
             budget = self._budgets[ask.key_id]
             budget.turn(day, month)
             for name, most, used, left in (
-                (Reason.DAY, limits.tokens_per_day, budget.day_tokens, day_left * SECOND),
-                (Reason.MONTH, limits.tokens_per_month, budget.month_tokens, month_left * SECOND),
+                (Reason.DAY, limits.tokens_per_day, budget.day_tokens, day_left),
+                (Reason.MONTH, limits.tokens_per_month, budget.month_tokens, month_left),
             ):
                 if most:
                     if used >= most and left > retry:

@@ -70,5 +70,5 @@ class MemoryLimiter:
 
 
 def _now() -> tuple[int, int]:
-    """Microseconds that never go back, for the windows, and seconds since 1970, for the calendar."""
-    return time.monotonic_ns() // 1000, int(time.time())
+    """Microseconds of a clock that never goes back, for the windows, and since 1970, for the calendar."""
+    return time.monotonic_ns() // 1000, time.time_ns() // 1000

@@ -18,6 +18,7 @@ from boxwright_api.settings import Settings
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
+DAY = 24 * 60 * MINUTE
 # Tokens of a key are kept by hundredths of a second, so that a window has at most 6001 entries. They count until the
 # hundredth in which they were charged is a minute old.
 GRAIN = 10_000
@@ -85,12 +86,13 @@ def tightest(standings: Sequence[Standing]) -> Standing | None:
     return min(standings, key=lambda one: (one.remaining, -one.reset), default=None)
 
 
-def calendar(seconds: int) -> tuple[int, int, int, int]:
-    """Of a moment: the day (since 1970-01-01) and the month (since year 0), UTC, and the seconds until each ends."""
-    now = datetime.fromtimestamp(seconds, UTC)
-    month = now.year * 12 + now.month - 1
+def calendar(now: int) -> tuple[int, int, int, int]:
+    """Of a moment since 1970: its day and its month (since year 0), UTC, and how long until each ends."""
+    date = datetime.fromtimestamp(now // SECOND, UTC)
+    month = date.year * 12 + date.month - 1
     following = datetime((month + 1) // 12, (month + 1) % 12 + 1, 1, tzinfo=UTC)
-    return seconds // 86400, month, 86400 - seconds % 86400, int(following.timestamp()) - seconds
+    day = now // DAY
+    return day, month, (day + 1) * DAY - now, int(following.timestamp()) * SECOND - now
 
 
 @dataclass(frozen=True)
