@@ -280,7 +280,8 @@ def actor() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # an account without a name
         user = "unknown"
-    return re.sub(r"[^A-Za-z0-9._@-]", "_", f"{user}@{socket.gethostname()}")[:64]
+    # What the service takes for a name: it begins with a letter or digit.
+    return re.sub(r"[^A-Za-z0-9._@-]", "_", f"{user}@{socket.gethostname()}").lstrip("._@-")[:64] or "unknown"
 
 
 def _named(error: Exception) -> str:

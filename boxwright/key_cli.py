@@ -57,7 +57,7 @@ def _limit(text: str) -> int | None:
     if text == "none":
         return None
     number = int(text) if text.isascii() and text.replace("_", "").isdigit() else 0
-    if not 1 <= number < 2**63:
+    if not 1 <= number <= 2**53:
         raise ValueError(f"{text!r} is neither a whole number from 1 on nor none")
     return number
 
@@ -201,14 +201,12 @@ def set_(
         changes["expires_at"] = times.written(expires) if expires else None
     if models or all_models:
         changes["models"] = list(dict.fromkeys(models)) or None
-    new_limits = {name: value for name, value in limits.items() if given(name)}
-    if not changes and not new_limits:
+    if new_limits := {name: value for name, value in limits.items() if given(name)}:
+        changes["limits"] = new_limits
+    if not changes:
         raise click.UsageError("nothing to change: name --owner, --expires, --model or a limit")
     with _api(**target) as api:
-        before = _usable(api, id)
-        if new_limits:
-            # All of them, since those that are left out would be the default again.
-            changes["limits"] = {**(before.get("limits") or {}), **new_limits}
+        _usable(api, id)
         now = api.change(id, changes)
         click.echo(f"the key {id} of {now['owner']} on {api.host.name}: {key_text.terms(now)}", err=True)
 
@@ -261,28 +259,30 @@ def usage(
 ) -> None:
     """Sum up requests and tokens by key and model."""
     now = _now()
-    until = min(until or now, now)
-    if since >= until:
-        raise click.UsageError(f"--since is not before --until: {times.shown(since)}, {times.shown(until)}")
+    end = min(until or now, now)
+    if since >= end:
+        raise click.UsageError(f"--since is not before --until: {times.shown(since)}, {times.shown(end)}")
     if plot is not None and as_json:
         raise click.UsageError("--plot and --json exclude each other")
     if plot is not None and plot != "-" and not plot.endswith(".svg"):
         raise click.UsageError(f"--plot writes SVG: {plot!r} does not end in .svg")
-    asked = span or key_text.fitting(until - since)
-    query = {"since": times.written(since), "until": times.written(until), "span": asked}
+    asked = span or key_text.fitting(end - since)
+    query = {"since": times.written(since), "span": asked}
+    if until:
+        query["until"] = times.written(end)
     with _api(**target) as api:
         if id is not None:
             query["key_id"] = api.key(id)["id"]
         rows = api.usage(**query)
     if plot is not None:
         try:
-            drawn = key_text.usage_chart(rows, since, until, asked, api.host.name)
+            drawn = key_text.usage_chart(rows, since, end, asked, api.host.name)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         _plot(drawn, plot)
         return
     _show(rows, as_json, key_text.usage_table(rows, span))
-    between = f"{api.host.name}, {times.shown(since)} to {times.shown(until)}"
+    between = f"{api.host.name}, {times.shown(since)} to {times.shown(end)}"
     click.echo(between if rows else f"{between}: no request", err=True)
 
 

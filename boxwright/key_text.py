@@ -82,7 +82,7 @@ def audit_table(found: Iterable[Mapping[str, Any]]) -> list[str]:
         details = (entry.get("details") or {}).items()
         told = " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in details)
         rows.append((moment(entry["at"]), entry["actor"], entry["action"], entry["target"], told))
-    return table(("at", "who", "what", "key", "details"), rows)
+    return table(("at", "who", "what", "whom", "details"), rows)
 
 
 def moment(text: str | None) -> str:

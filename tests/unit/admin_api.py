@@ -81,7 +81,8 @@ class AdminApi:
             key["revoked_at"] = "2026-11-30T12:00:00Z"
             return 200, key
         if match[2] is None and method == "PATCH":
-            key.update(body)
+            limits = {**key["limits"], **body.get("limits", {})}
+            key.update(body, limits=limits)
             return 200, key
         return (200, key) if match[2] is None and method == "GET" else (405, error("method", "Not that."))
 
