@@ -207,16 +207,20 @@ def has_image(client: DockerClient, tag: str) -> bool:
 
 def ensure_box(client: DockerClient, progress: Progress) -> str:
     """The name of the box image, built and imported first when the engine does not have it."""
-    wanted = box_recipe()
-    tag = f"{BOX_REPOSITORY}:{wanted.digest()}"
+    return ensure(client, progress, "box image", BOX_REPOSITORY, box_recipe())
+
+
+def ensure(client: DockerClient, progress: Progress, title: str, repository: str, wanted: Recipe) -> str:
+    """The name of the image of a machine that boots systemd from the root file system of `wanted`, built and imported
+    first when the engine does not have it. `title` is what the progress calls it.
+    """
+    tag = f"{repository}:{wanted.digest()}"
     with locked(images_dir() / f"{wanted.digest()}.lock"):
         if has_image(client, tag):
             return tag
-        with progress.step("box image", "building") as step:
+        with progress.step(title, "building") as step:
             tarball, cached = rootfs(wanted)
             changes = ['CMD ["/lib/systemd/systemd"]', "ENV container=docker"]
-            client.api.import_image_from_file(
-                str(tarball), repository=BOX_REPOSITORY, tag=wanted.digest(), changes=changes
-            )
+            client.api.import_image_from_file(str(tarball), repository=repository, tag=wanted.digest(), changes=changes)
             step.result = "imported (root file system cached)" if cached else "built"
     return tag

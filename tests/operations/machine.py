@@ -61,15 +61,16 @@ class Operated:
 
 
 class Machine(Operated):
-    """One such machine."""
+    """One such machine. `image` names its image, from the engine's client and a progress; unset, it is a box's."""
 
-    def __init__(self) -> None:
-        from boxwright.lab import engine, image
+    def __init__(self, image: Callable[[Any, Any], str] | None = None) -> None:
+        from boxwright.lab import engine
+        from boxwright.lab.image import ensure_box
         from boxwright.lab.progress import Progress
 
         with Progress(plain=True) as progress:
             client = engine.ensure(progress)
-            tag = image.ensure_box(client, progress)
+            tag = (image or ensure_box)(client, progress)
         for left in client.containers.list(all=True, filters={"label": LABEL}):
             if time.time() - _seconds(left.attrs["Created"]) > 3600:
                 left.remove(force=True, v=True)
