@@ -3,9 +3,7 @@
 import json
 from collections.abc import Iterable
 from functools import cache
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from boxwright import paths, systems
 from boxwright.errors import Problem
@@ -179,19 +177,6 @@ def _credentials(box: Box, instance: Instance) -> dict[str, str]:
     return {name: f"{secrets_folder(instance)}/{name}" for name in secrets(box, instance)}
 
 
-def _outside(box: Box) -> bool:
-    """Whether an engine is on another machine."""
-    hosts = [urlsplit(route.upstream).hostname or "" for route in box.api.routes(box)]
-    return any(host != "localhost" and not _on_loopback(host) for host in hosts)
-
-
-def _on_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _prepare(box: Box, instance: Instance, *then: str) -> tuple[str, ...]:
     programs = box.postgresql.programs if box.api.full else "-"
     version = program().rpartition("/")[2]
@@ -236,7 +221,9 @@ def service(box: Box, instance: Instance) -> Service:
     mac = box.system == "darwin"
     command = _prepare(box, instance, "serve") if mac else (python(box), "-m", "boxwright_api")
     outside: dict[str, tuple[Any, str]] = (
-        {"IPAddressDeny": (None, "engines of `api_models` are on other machines")} if _outside(box) else {}
+        {"IPAddressDeny": (None, "engines of `api_models` are on other machines")}
+        if box.api.other_machines(box)
+        else {}
     )
     return Service(
         name=instance.unit,
