@@ -98,6 +98,16 @@ def need(box: Box) -> Need:
                 f"{machine.release} has {found}",
                 help="name an interpreter that is on the box in `api_python`, or set `api_enabled: false`",
             )
+        # Many programs of others are called like the service's own, and some like its port.
+        for instance in settings.instances:
+            others = [name for name in machine.listeners.get(instance.port, ()) if name in programs]
+            if others and settings_path(instance) not in machine.files:
+                yield Problem(
+                    code="BW113",
+                    variable=variables[instance.name],
+                    message=f"TCP port {instance.port} of the box is taken by {', '.join(others)}",
+                    help=f"stop that program, or set `{variables[instance.name]}` to another port",
+                )
 
     return Need(ports=ports, files=there, conditions=(fits,))
 

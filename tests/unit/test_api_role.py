@@ -20,7 +20,7 @@ from boxwright.errors import Refused
 from boxwright.launchd import plist
 from boxwright.operations import postgresql as database_operations
 from boxwright.operations import trees
-from boxwright.preflight import Machine
+from boxwright.preflight import Machine, examine
 from boxwright.settings import parse_box
 from boxwright.systemd import systemd_unit
 from boxwright.templates import render
@@ -102,6 +102,18 @@ def test_a_python_that_is_too_old_is_refused_on_the_box() -> None:
     assert said(a_box(**KEYS, api_python="/usr/local/bin/python3.12"), jammy) == []
     assert said(a_box(**KEYS), DEBIAN) == []
     assert api.need(a_box()).conditions == ()
+
+
+def test_a_program_of_anothers_on_the_port_is_refused_though_it_is_called_the_same() -> None:
+    box = a_box(**KEYS)
+
+    def said(*files: str) -> list[str]:
+        there = Machine("Linux", "x86_64", "debian", "13", True, 1, 1, {8000: ("python3",)}, frozenset(files))
+        found = examine(there, api.need(box))
+        return [f"{problem.code} {problem.variable}" for problem in found]
+
+    assert "BW113 api_port" in said()
+    assert said("/etc/boxwright/api/production.json") == []
 
 
 # What the service is told
