@@ -50,7 +50,8 @@ class _Line(http.client.HTTPConnection):
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
         with theirs:
             self._ssh = subprocess.Popen(
-                openssh.command(self._way, "-W", f"127.0.0.1:{self.port}"),
+                # Whatever the user's own configuration says: below INFO ssh does not tell why the box refused.
+                openssh.command(self._way, "-o", "LogLevel=INFO", "-W", f"127.0.0.1:{self.port}"),
                 env=openssh.environment(self._way),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
@@ -66,7 +67,7 @@ class _Line(http.client.HTTPConnection):
         self._end()
 
     def ended(self) -> tuple[int | None, str]:
-        """How ssh ended, None when it runs or there is none, and the last line of what it said."""
+        """How ssh ended, None when it runs or there is none, and what it said."""
         if self._ssh is None or self._said is None:
             return None, ""
         try:
@@ -74,8 +75,7 @@ class _Line(http.client.HTTPConnection):
         except subprocess.TimeoutExpired:
             return None, ""
         self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").split("\n")
-        return self._ssh.returncode, "; ".join(line.strip() for line in lines[-6:] if line.strip())
+        return self._ssh.returncode, self._said.read().decode(errors="replace").strip()
 
     def _end(self) -> None:
         if self._ssh is not None:
@@ -97,6 +97,8 @@ class AdminApi:
         box: Any = host.box  # the roles are not known to this package
         api = box.api
         self.host, self.development = host, development
+        # Whether it was asked for something whose answer has not come.
+        self.pending = False
         if not api.enabled:
             raise self._refused(
                 "BW042", f"{host.name} has no API service", "api_enabled", "api_enabled: true, and `boxwright apply`"
@@ -185,12 +187,14 @@ class AdminApi:
         }
         if body is not None:
             headers["Content-Type"] = "application/json"
+        self.pending = method != "GET"
         try:
             self._line.request(method, path, None if body is None else json.dumps(body), headers)
             answer = self._line.getresponse()
             text = answer.read(_LARGEST)
         except (OSError, http.client.HTTPException) as error:
-            raise self._no_answer(error, changing=method != "GET") from error
+            raise self._no_answer(error) from error
+        self.pending = False
         try:
             found = json.loads(text)
         except ValueError:
@@ -201,20 +205,21 @@ class AdminApi:
 
     # What went wrong
 
-    def _no_answer(self, error: Exception, *, changing: bool) -> BoxwrightError:
-        """There was no answer, or no whole one. `changing`: it may have been done all the same."""
+    def _no_answer(self, error: Exception) -> BoxwrightError:
+        """There was no answer, or no whole one."""
         name, place = self.host.name, f"127.0.0.1:{self.port}"
-        code, said = self._line.ended()
-        if "prohibited" in said:
+        code, text = self._line.ended()
+        said = next(reversed(text.splitlines()), "").strip()
+        if "administratively prohibited" in text:
             return self._refused(
                 "BW170",
-                f"the SSH server of {name} forwards no connection to {place}: {said}",
+                f"the SSH server of {name} forwards no connection to {place}",
                 None,
                 "allow it for this account: AllowTcpForwarding local (sshd_config(5))",
             )
-        if "open failed" in said or isinstance(error, ConnectionRefusedError):
+        if "open failed" in text or isinstance(error, ConnectionRefusedError):
             return self._refused("BW170", f"no API service answers on {name} at {place}", None, self._look())
-        if changing:
+        if self.pending:
             return Failed(
                 Problem(
                     code="BW205",

@@ -315,7 +315,12 @@ def _api(inventory: Path | None, limit: str | None, development: bool) -> Iterat
             Problem(code="BW006", message=f"there are several hosts: {names}", help="choose one with --limit")
         )
     with AdminApi(hosts[0], development=development) as api:
-        yield api
+        try:
+            yield api
+        except KeyboardInterrupt:
+            if api.pending:
+                click.echo("whether that was done is not known: boxwright key list", err=True)
+            raise
 
 
 def _usable(api: AdminApi, id: str) -> dict[str, Any]:

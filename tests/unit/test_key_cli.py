@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -522,7 +524,11 @@ def test_a_service_that_is_not_there(key: Here, service: AdminApi) -> None:
             "BW170",
             "forwards no connection",
         ),
-        ("ssh: connect to host 127.0.0.1 port 22: No route to host\\r\\n", "BW104", "No route to host"),
+        (
+            "Warning: a banner\\r\\nssh: connect to host 127.0.0.1 port 22: No route to host\\r\\n",
+            "BW104",
+            "no SSH connection to box: ssh: connect to host 127.0.0.1 port 22: No route to host",
+        ),
     ],
 )
 def test_what_openssh_says_is_understood(
@@ -591,13 +597,68 @@ def test_a_question_that_was_cut_changed_nothing(key: Here, service: AdminApi) -
     assert (done.code, done.problems[0].code) == (1, "BW205")
 
 
-def test_an_interruption_ends_it(key: Here, service: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+# As processes
 
-    monkeypatch.setattr("boxwright.api_admin.AdminApi.add", interrupted)
-    done = key("add", "x")
-    assert (done.code, done.out) == (130, "")
+COMMAND = """
+from tests.unit import key_box
+from boxwright import inventory, cli
+real=inventory.box_class()
+if "api" not in real.model_fields:
+    class Box(real):
+        api: key_box.ApiSettings
+    inventory.box_class=lambda: Box
+cli.main()
+"""
+
+
+def process(*arguments: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", COMMAND, "key", *arguments]
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_new_key_is_on_standard_output_and_nowhere_else(key: Here, service: AdminApi, tmp_path: Path) -> None:
+    command = process("add", "laptop")
+    out, err = command.communicate(timeout=120)
+    assert (command.returncode, out) == (0, f"bw_New00000_{1:043d}\n")
+    everything = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert f"{1:043d}" not in everything + err
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_interruption_ends_it(key: Here, service: AdminApi, method: str) -> None:
+    asked, ended = threading.Event(), threading.Event()
+
+    def silent(_: Handler) -> None:
+        asked.set()
+        ended.wait(60)
+
+    service.faults[method, "/admin/keys"] = silent
+    command = process("add", "laptop")
+    assert asked.wait(60)
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    ended.set()
+    assert (command.returncode, out) == (130, "")
+    assert ("whether that was done is not known" in err) == (method == "POST")
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_went_away_is_no_traceback(key: Here, service: AdminApi) -> None:
+    filled(service)
+    command = process("list")
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert "Traceback" not in command.stderr.read()
+    assert command.wait(60) == 1
 
 
 # Help
