@@ -18,6 +18,7 @@ from boxwright.settings import Generated, Port, RoleSettings, Secret
 from tests.unit.admin_api import SECRET
 
 HERE = Path(__file__).parent
+LOGIN = "login-word-of-the-box"
 HOST = """
       ansible_host: 127.0.0.1
       ansible_port: {ssh.port}
@@ -74,7 +75,7 @@ class Ssh:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
         (folder / "authorized.pub").write_text((folder / "key.pub").read_text())
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "ssh_server.py", folder], stdout=subprocess.PIPE, text=True
+            [sys.executable, HERE / "ssh_server.py", folder, "--password", LOGIN], stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout
         self.port = int(self.process.stdout.readline())

@@ -19,7 +19,7 @@ import pytest
 
 from boxwright import cli, key_cli, masking, openssh
 from tests.unit.admin_api import SECRET, AdminApi, Handler, error, shown
-from tests.unit.key_box import Here, Ssh, api_role, ssh
+from tests.unit.key_box import LOGIN, Here, Ssh, api_role, ssh
 
 __all__ = ["api_role", "ssh"]
 
@@ -444,6 +444,19 @@ def test_the_secret_is_in_no_argument_environment_or_output(key: Here, service: 
     # The service sees it come from its own loopback.
     assert {each["host"] for each in service.seen} == {f"127.0.0.1:{service.port}"}
     assert len(service.connections) == 1
+
+
+def test_a_login_by_password(key: Here, service: AdminApi) -> None:
+    text = key.inventory.read_text()
+    with_key = f"ansible_ssh_private_key_file: {key.ssh.folder}/key"
+    key.inventory.write_text(text.replace(with_key, f"ansible_password: {LOGIN}"))
+    done = key("add", "laptop")
+    assert done.code == 0, done.problems
+    assert service.shown_to_others == []
+    key.inventory.write_text(text.replace(with_key, "ansible_password: another-word-than-the-boxes"))
+    done = key("list")
+    assert (done.code, done.problems[0].code) == (1, "BW104")
+    assert "another-word" not in f"{done.problems}{done.err}"
 
 
 def test_no_port_is_opened_on_this_machine(key: Here, service: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
