@@ -22,6 +22,7 @@ from boxwright import openssh
 from boxwright.connection import Connection, from_variables
 from boxwright.errors import BoxwrightError, Failed, Problem, Refused
 from boxwright.inventory import InventoryHost, located
+from boxwright.key_text import clean
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -111,7 +112,9 @@ class AdminApi:
                 "api_development: true, and `boxwright apply`; or leave --development out",
             )
         self.port: int = api.development_port if development else api.port
-        self._secret: str = (api.development_admin_secret if development else api.admin_secret).get_secret_value()
+        secret = api.development_admin_secret if development else api.admin_secret
+        # As the role writes it to the box; bytes, since http.client would refuse what is not Latin-1.
+        self._bearer: bytes = f"Bearer {secret.get_secret_value().strip()}".encode()
         self._line = _Line(from_variables(host.name, host.variables), self.port)
 
     def __enter__(self) -> AdminApi:
@@ -134,12 +137,12 @@ class AdminApi:
                 return key
         of_owner = [key["id"] for key in known if key["owner"] == id]
         if of_owner:
-            help = f"{id} is an owner: {_listed(of_owner)}"
+            help = f"{clean(id)} is an owner: {_listed(of_owner)}"
         elif near := difflib.get_close_matches(id, [key["id"] for key in known], n=1, cutoff=0.5):
             help = f"did you mean `{near[0]}`?"
         else:
             help = f"it has: {_listed([key['id'] for key in known])}" if known else "boxwright key add OWNER"
-        raise self._refused("BW172", f"the API service of {self.host.name} has no key `{id}`", None, help)
+        raise self._refused("BW172", f"the API service of {self.host.name} has no key `{clean(id)}`", None, help)
 
     def add(self, owner: str, more: Mapping[str, Any]) -> dict[str, Any]:
         """Make a key; the answer's `key` is the secret, which the service does not know any more."""
@@ -180,10 +183,9 @@ class AdminApi:
         return found
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        headers = {
-            "Authorization": f"Bearer {self._secret}",
+        headers: dict[str, str | bytes] = {
+            "Authorization": self._bearer,
             "X-Boxwright-Actor": actor(),
-            "Accept": "application/json",
         }
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -238,7 +240,8 @@ class AdminApi:
     def _said_no(self, status: int, found: Any, method: str, path: str) -> BoxwrightError:
         """The service's own error, as people need it."""
         told = found.get("error") if isinstance(found, dict) else None
-        code, message = (told.get("code"), told.get("message")) if isinstance(told, dict) else (None, None)
+        told = told if isinstance(told, dict) else {}
+        code, message = told.get("code"), clean(str(told.get("message")))
         name = self.host.name
         if status == 401:
             variable = "api_development_admin_secret" if self.development else "api_admin_secret"

@@ -170,6 +170,8 @@ def test_a_rotation_without_overlap(key: Here, service: AdminApi) -> None:
 
 def test_a_key_is_revoked(key: Here, service: AdminApi) -> None:
     service.put("Aaaa0001", "laptop")
+    service.put("Bbbb0002", "evil\x1b[2J")
+    assert "of evil?[2J now" in key("revoke", "Bbbb0002").err
     done = key("revoke", "Aaaa0001")
     assert (done.code, done.out) == (0, "")
     assert "box refuses the key Aaaa0001 of laptop now" in done.err
@@ -376,7 +378,7 @@ def test_a_picture_in_the_terminal(key: Here, service: AdminApi, monkeypatch: py
         "2026-11-03   557  ▓▓▓▓▓",
         "2026-11-04     0",
     ]
-    assert key("usage", *NOVEMBER, "--plot").out.splitlines() == expected
+    assert key("usage", "--plot", *NOVEMBER).out.splitlines() == expected
     monkeypatch.setenv("NO_COLOR", "1")
     plain = [line.replace("█", "#").replace("▓", "=") for line in expected]
     assert key("usage", *NOVEMBER, "--plot", "-").out.splitlines() == plain
@@ -599,6 +601,21 @@ def test_what_the_service_says_is_told(
     done = key("add", "x")
     assert (done.code, done.out, done.problems[0].code) == (exit_code, "", code)
     assert words in done.problems[0].message
+
+
+def test_a_service_that_says_nothing(key: Here, service: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    service.faults["GET", "/admin/keys"] = lambda _: ended.wait(60)
+    monkeypatch.setattr("boxwright.api_admin.TIMEOUT", 1.0)
+    done = key("list")
+    ended.set()
+    assert (done.code, done.problems[0].code) == (2, "BW170")
+    assert "gave no answer: timed out" in done.problems[0].message
+
+
+def test_a_secret_beyond_latin_letters(key: Here, service: AdminApi) -> None:
+    key.write(secret="пароль-администратора-0123456789")
+    assert key("list").problems[0].code == "BW171"
 
 
 def test_a_question_that_was_cut_changed_nothing(key: Here, service: AdminApi) -> None:
