@@ -31,7 +31,7 @@ SPANS = {"hour": "%Y-%m-%dT%H:00:00", "day": "%Y-%m-%dT00:00:00", "month": "%Y-%
 PATIENCE = 1.0
 LOCK_PATIENCE = 0.8
 REPORT_PATIENCE = 30.0
-# How often it looks whether somebody else has written to the file or put another one in its place.
+# How often it looks whether somebody else has written to the file, or taken it away.
 LOOK = 0.25
 
 
@@ -76,6 +76,7 @@ class SqliteStore:
         self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
         self._inode = 0
+        self._lost = False
         self._seen = 0
         self._changed: Callable[[str | None], None] = lambda id: None
         self._looking: asyncio.Task[None] | None = None
@@ -100,12 +101,10 @@ class SqliteStore:
     async def alive(self) -> bool:
         """Whether the file can be read and is the one that was opened."""
         try:
-            if self._path.stat().st_ino != self._inode:
-                return False
             await self._read("SELECT version_num FROM alembic_version", ())
-        except (OSError, StoreUnavailable):
+        except StoreUnavailable:
             return False
-        return True
+        return self._is_there()
 
     async def key(self, id: str) -> Key | None:
         """The key."""
@@ -201,6 +200,12 @@ class SqliteStore:
         opened: list[aiosqlite.Connection] = []
         try:
             inode = self._path.stat().st_ino
+            if self._lost or self._inode not in (0, inode):
+                # SQLite would put the log of the old file on top of it (sqlite.org/howtocorrupt.html, 2.4).
+                raise StoreUnavailable(
+                    f"{self._path} was replaced while it was in use: stop the service, remove {self._path.name}-wal "
+                    "and -shm, and start it again"
+                )
             for _ in range(2):
                 opened.append(await self._connect())
             reader, writer = opened
@@ -224,6 +229,13 @@ class SqliteStore:
             raise
         self._reader, self._writer, self._inode = reader, writer, inode
 
+    def _is_there(self) -> bool:
+        """Whether the file that is open still has its name."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
     async def _shut(self) -> None:
         connections, self._reader, self._writer = (self._reader, self._writer), None, None
         for connection in connections:
@@ -232,21 +244,23 @@ class SqliteStore:
                     await connection.close()
 
     async def _look(self) -> None:
-        """Notices what other processes write, and a file that was put in the place of the one that is open."""
+        """Notices what other processes write, and a file that is away; opens it when it comes."""
         away = False
         while True:
             await asyncio.sleep(LOOK)
             try:
-                if self._writer is not None and self._path.stat().st_ino == self._inode:
+                if self._writer is None:
+                    await self._open()
+                    self._changed(None)
+                elif not self._is_there():
+                    self._lost = True
+                    raise StoreUnavailable(f"{self._path} was removed or replaced while it was in use")
+                else:
                     async with self._writing:
                         seen = await _data_version(self._writer)
                     if seen != self._seen:
                         self._seen = seen
                         self._changed(None)
-                else:
-                    await self._shut()
-                    await self._open()
-                    self._changed(None)
                 away = False
             except Exception as error:
                 if not (isinstance(error, StoreUnavailable | SchemaError) or _away(error)):
