@@ -22,6 +22,8 @@ def guide(box: Any, certificate: Path | None, key: str = "", *, parts: Sequence[
     hint = "" if key else f"boxwright token add NAME --limit {box.name} makes one"
     if box.gateway.auth == "basic" and not key:
         hint = "gateway_auth is basic: programs that know tokens only cannot sign in"
+    if box.gateway.asks_for_keys and not key:
+        hint = f"boxwright key add OWNER --limit {box.name} makes one"
     values = {
         "base_url": f"{box.gateway.url}v1",
         "key": key or PLACEHOLDER,
@@ -45,7 +47,8 @@ def table(box: Any) -> str:
     """The models, one line each: name, what for, context in tokens, requests at a time, where it answers."""
     rows = [("name", "for", "context", "parallel", "address")]
     for engine in box.inference.running:
-        prefix = "" if engine == box.inference.engine else f"{engine}/"
+        # With keys one service offers the models of all engines.
+        prefix = "" if engine == box.inference.engine or box.gateway.asks_for_keys else f"{engine}/"
         for model in box.inference.models_of(engine):
             address = f"{box.gateway.url}{prefix}v1"
             rows.append((model.name, model.kind, str(model.context), str(model.parallel), address))

@@ -46,6 +46,7 @@ CODES: dict[str, str] = {
     "BW026": "A model is declared for an engine that cannot serve it.",
     "BW027": "Something is switched on, or set, that the host's system does not have: Linux or macOS.",
     "BW028": "A host is in both of the groups `linux` and `darwin`.",
+    "BW029": "The gateway is to ask for keys of the API service, which is not switched on.",
     "BW030": "The file with a host's generated secrets is damaged.",
     "BW031": "The generated secrets can be read or replaced by other users of this machine.",
     "BW032": "The generated secrets cannot be read or written.",

@@ -18,6 +18,8 @@ DAEMONS = "/Library/LaunchDaemons"
 # Emptied by macOS at each boot. Only root may look into it, as with systemd.
 STAMPS = "/var/run/boxwright"
 LOGS = "/var/log/boxwright"
+# Below it each service with credentials has a folder that nobody else may enter; it is made anew at each start.
+CREDENTIALS = "/var/run/boxwright-credentials"
 # A file beside a plist might be taken for one more by launchd: what is kept for the way back is elsewhere.
 KEPT = "/var/lib/boxwright/launchd"
 # Not below /usr/local, which belongs to a person where Homebrew for Intel processors once was: root runs it.
@@ -138,6 +140,29 @@ sub folder {
     chmod 0700, $path if ($found[2] & 07777) != 0700;
 }
 
+# Copies of files that root alone reads, for the service alone. The folder is root's until all of them are in it, so
+# that nobody can have put a link there.
+sub credentials {
+    my ($path, $uid, $gid, @pairs) = @_;
+    (my $above = $path) =~ s{/[^/]+$}{};
+    tool('mkdir', '-p', '-m', '0711', $above) or fail("cannot make $above");
+    tool('rm', '-rf', $path) or fail("cannot remove what was in $path");
+    mkdir $path, 0700 or fail("cannot make the folder $path: $!");
+    my $mask = umask 0077;
+    for my $pair (@pairs) {
+        my ($name, $file) = split /:/, $pair, 2;
+        open my $in, '<', $file or fail("cannot read the credential $file: $!");
+        open my $out, '>', "$path/$name" or fail("cannot write the credential $name: $!");
+        local $/;
+        print $out scalar <$in>;
+        close $out or fail("cannot write the credential $name: $!");
+        chown $uid, $gid, "$path/$name" or fail("cannot give the credential $name away: $!");
+        chmod 0400, "$path/$name";
+    }
+    umask $mask;
+    chown $uid, $gid, $path or fail("cannot give $path away: $!");
+}
+
 # For good, and in this very process. Perl tells by $! alone that the list of groups could not be set.
 sub become {
     my ($uid, $gid) = @_;
@@ -151,7 +176,7 @@ sub become {
 
 sub options {
     my %one = map { $_ => '' } qw(name identity user group environment address main-pid seconds);
-    my %many = map { $_ => [] } qw(file folder reads loads);
+    my %many = map { $_ => [] } qw(file folder reads loads credential);
     while (@_ && $_[0] ne '--') {
         my ($key, $value) = splice @_, 0, 2;
         $key =~ s/^--//;
@@ -181,6 +206,7 @@ sub start {
         record("$path.started", $first, @{ $many->{reads} });
         umask $mask;
     }
+    credentials($ENV{CREDENTIALS_DIRECTORY}, $uid, $gid, @{ $many->{credential} }) if @{ $many->{credential} };
     environment($one->{environment}) if $one->{environment};
     become($uid, $gid);
     exec { $program[0] } @program or fail("cannot start $program[0]: $!");
@@ -316,7 +342,8 @@ def environment(service: Service) -> dict[str, str]:
     home = f"{STATE}/{service.state_directory}" if service.state_directory else "/var/empty"
     if user == "root":
         home = "/var/root"
-    return {"HOME": home, "PATH": PATH, "USER": user, "LOGNAME": user, **service.environment}
+    shown = {"CREDENTIALS_DIRECTORY": f"{CREDENTIALS}/{service.name}"} if service.credentials else {}
+    return {"HOME": home, "PATH": PATH, "USER": user, "LOGNAME": user, **shown, **service.environment}
 
 
 def started_with(service: Service) -> tuple[str, ...]:
@@ -350,8 +377,8 @@ def identity(service: Service) -> str:
 def plist(service: Service) -> str:
     """The definition of `service` for launchd.
 
-    Raises ValueError for what launchd cannot do: `notify` without a probe, no user, a `schedule` or a setting that has
-    no counterpart.
+    Raises ValueError for what launchd cannot do: `notify` without a probe, `requires`, no user, a `schedule` or a
+    setting that has no counterpart.
     """
     return plistlib.dumps(_plist(service, identity(service)), sort_keys=False).decode()
 
@@ -364,6 +391,8 @@ def _arguments(service: Service, definition: str) -> list[str]:
         words += ["--address", str(ip_address(service.wait_for_address))]
     for path in service.wait_for_files:
         words += ["--file", path]
+    for name, path in sorted(service.credentials.items()):
+        words += ["--credential", f"{name}:{path}"]
     if not service.schedule:
         words += ["--identity", definition]
         for path in started_with(service):
@@ -378,6 +407,8 @@ def _plist(service: Service, definition: str) -> dict[str, Any]:
         raise ValueError(
             f"the service {service.name} says itself when it is ready, which launchd does not hear: give it a `probe`"
         )
+    if service.requires or service.oneshot:
+        raise ValueError(f"the service {service.name} depends on another, or is one: launchd knows no such thing")
     values: dict[str, Any] = {
         "Label": label(service),
         "ProgramArguments": _arguments(service, definition),

@@ -44,6 +44,12 @@ class Service:
     `state_directory`, `runtime_directory` and `logs_directory` are names below /var/lib, /run and /var/log (on a Mac
     /var/lib/boxwright, /var/run and /var/log), made at each start with mode 0700 for the user.
 
+    `credentials` maps names to files that root alone reads; the process finds a copy of each, which is its own, in the
+    folder that the variable CREDENTIALS_DIRECTORY names (systemd.exec(5), LoadCredential=). They count among the files
+    whose change means a restart.
+    `requires` are services of the box that are started before it, without which it does not start: a `oneshot` is one
+    that ends by itself, and is run at each start of who requires it. A Mac has neither.
+
     With `schedule`, a calendar event of systemd.time(7), it is a task that ends by itself: it is started then, on Linux
     also after the boot when the machine was off; nothing is noted of what it was started with. A Mac knows fewer
     events: see `launchd.calendar`.
@@ -61,6 +67,7 @@ class Service:
     group: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     environment_file: str = ""
+    credentials: Mapping[str, str] = field(default_factory=dict)
     restart_files: tuple[str, ...] = ()
     reload_files: tuple[str, ...] = ()
     reload_command: tuple[str, ...] = ()
@@ -70,6 +77,8 @@ class Service:
     stop_timeout: int = 30
     after: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    oneshot: bool = False
     wait_for_address: str = ""
     wait_for_files: tuple[str, ...] = ()
     working_directory: str = ""
@@ -90,7 +99,14 @@ class Service:
             raise ValueError(f"the service {self.name} has no command")
         if self.reload_files and not self.reload_command:
             raise ValueError(f"the service {self.name} has files to reload, but no command that reloads them")
-        _checked_paths(*self.restart_files, *self.reload_files, *self.wait_for_files)
+        for name in self.credentials:
+            _checked_name(name)
+        _checked_paths(*self.restart_files, *self.reload_files, *self.wait_for_files, *self.credentials.values())
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether it is a task, and nothing that goes on running."""
+        return bool(self.schedule) or self.oneshot
 
     @property
     def unit_path(self) -> str:
@@ -109,7 +125,7 @@ class Service:
     def read_at_start(self) -> tuple[str, ...]:
         """Files that the process reads at its start alone."""
         environment = (self.environment_file,) if self.environment_file else ()
-        return tuple(dict.fromkeys((*environment, *self.restart_files)))
+        return tuple(dict.fromkeys((*environment, *self.restart_files, *self.credentials.values())))
 
     @property
     def started_with(self) -> tuple[str, ...]:

@@ -77,6 +77,8 @@ def summary(box: Any, connection: Connection, test_command: str) -> Iterable[str
         names = ", ".join(sorted(box.gateway.tokens))
         made = f"boxwright token add NAME --limit {box.name}"
         yield f"  API tokens     of {names}" if names else f"  API tokens     none yet; {made} makes one"
+    elif box.gateway.auth == "keys":
+        yield f"  API keys       boxwright key add OWNER --limit {box.name} makes one"
     if box.openwebui.enabled:
         yield f"  web login      {box.openwebui.admin_email}"
         yield (f"  web password   kept on this machine; shown by: {show} openwebui_admin_password --limit {box.name}")

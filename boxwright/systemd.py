@@ -207,12 +207,15 @@ def _environment(environment: Mapping[str, str]) -> list[str]:
 
 def _unit(service: Service, definition: str) -> str:
     unit = [f"Description={_line(service.description)}"]
+    required = tuple(f"{name}.service" for name in service.requires)
     unit += [f"Wants={name}" for name in service.wants]
-    unit += [f"After={name}" for name in dict.fromkeys(("network.target", *service.wants, *service.after))]
+    unit += [f"Requires={name}" for name in required]
+    after = ("network.target", *service.wants, *required, *service.after)
+    unit += [f"After={name}" for name in dict.fromkeys(after)]
     # Whatever happens, it is tried again: nobody watches a box.
     unit.append("StartLimitIntervalSec=0")
 
-    lines = [f"Type={'oneshot' if service.schedule else 'notify' if service.notify else 'exec'}"]
+    lines = [f"Type={'oneshot' if service.ends_by_itself else 'notify' if service.notify else 'exec'}"]
     if service.user:
         lines += [f"User={service.user}", f"Group={service.group or service.user}"]
     else:
@@ -224,6 +227,7 @@ def _unit(service: Service, definition: str) -> str:
     lines += _environment(service.environment)
     if service.environment_file:
         lines.append(f"EnvironmentFile={service.environment_file}")
+    lines += [f"LoadCredential={name}:{_line(path)}" for name, path in sorted(service.credentials.items())]
     if service.wait_for_address:
         lines.append(f"ExecStartPre={_wait_for(service.wait_for_address)}")
     if service.wait_for_files:
@@ -231,7 +235,7 @@ def _unit(service: Service, definition: str) -> str:
         lines.append(
             f"ExecStartPre={command_line(('/bin/sh', '-c', wait, 'wait', *service.wait_for_files), prefix='+')}"
         )
-    if not service.schedule:
+    if not service.ends_by_itself:
         lines.append(f"ExecStartPre={_stamp(service.name, 'started', definition, service.started_with)}")
     if service.reload_files:
         lines.append(f"ExecStartPre={_stamp(service.name, 'loaded', definition, service.reload_files)}")
@@ -248,7 +252,7 @@ def _unit(service: Service, definition: str) -> str:
     lines += [
         f"TimeoutStartSec={service.start_timeout}",
         f"TimeoutStopSec={service.stop_timeout}",
-        *(() if service.schedule else ("Restart=always", "RestartSec=2")),
+        *(() if service.ends_by_itself else ("Restart=always", "RestartSec=2")),
     ]
     for setting, name in (
         ("StateDirectory", service.state_directory),
@@ -268,7 +272,7 @@ def _unit(service: Service, definition: str) -> str:
         "",
         "# Sandbox: everything that is not needed is denied; each exception says why.",
         *_sandbox(service),
-        *(() if service.schedule else ("", "[Install]", "WantedBy=multi-user.target")),
+        *(() if service.ends_by_itself else ("", "[Install]", "WantedBy=multi-user.target")),
     ]
     return "\n".join(sections) + "\n"
 

@@ -7,6 +7,7 @@ from pyinfra import host as target
 
 from boxwright import preflight
 from boxwright.preflight import Need
+from roles.api import tasks as api
 from roles.cloudflared import tasks as cloudflared
 from roles.docker import tasks as docker
 from roles.fail2ban import tasks as fail2ban
@@ -20,7 +21,9 @@ from roles.mlx import tasks as mlx
 from roles.nvidia import tasks as nvidia
 from roles.ollama import tasks as ollama
 from roles.openwebui import tasks as openwebui
+from roles.postgresql import tasks as postgresql
 from roles.power import tasks as power
+from roles.redis import tasks as redis
 from roles.sshd import tasks as sshd
 from roles.tailscale import tasks as tailscale
 from roles.vllm import tasks as vllm
@@ -37,6 +40,9 @@ fail2ban.remove(box, purge)  # what it reads is the gateway's
 firewall.uninstall(box, purge)  # fail2ban's bans end by the same program
 gateway.remove(box, purge)  # the door closes before what is behind it goes
 openwebui.remove(box, purge)
+api.remove(box, purge)
+redis.remove(box, purge)  # after who uses it
+postgresql.remove(box, purge)
 inference.remove(box, purge)  # the watchdog before the engines
 llamacpp.remove(box, purge)
 ollama.remove(box, purge)

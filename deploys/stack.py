@@ -6,6 +6,7 @@ Read top to bottom, this is what a box is. Each line installs, configures and st
 from pyinfra import host as target
 
 from boxwright import preflight
+from roles.api import tasks as api
 from roles.cloudflared import tasks as cloudflared
 from roles.docker import tasks as docker
 from roles.fail2ban import tasks as fail2ban
@@ -19,7 +20,9 @@ from roles.mlx import tasks as mlx
 from roles.nvidia import tasks as nvidia
 from roles.ollama import tasks as ollama
 from roles.openwebui import tasks as openwebui
+from roles.postgresql import tasks as postgresql
 from roles.power import tasks as power
+from roles.redis import tasks as redis
 from roles.sshd import tasks as sshd
 from roles.tailscale import tasks as tailscale
 from roles.vllm import tasks as vllm
@@ -27,9 +30,10 @@ from roles.vllm import tasks as vllm
 box = target.data.box
 # Refuses an unfit machine before anything is changed on it.
 engines = llamacpp.need(box) + ollama.need(box) + lmstudio.need(box) + mlx.need(box) + vllm.need(box)
+platform = postgresql.need(box) + redis.need(box) + api.need(box)
 ways = gateway.need(box) + openwebui.need(box) + tailscale.need(box) + cloudflared.need(box)
 machine = preflight.check(
-    box, host.need(box) + power.need(box) + nvidia.need(box) + inference.need(box) + engines + ways
+    box, host.need(box) + power.need(box) + nvidia.need(box) + inference.need(box) + engines + platform + ways
 )
 
 host.apply(box, machine)  # packages, clock, updates and accounts that the rest builds on
@@ -54,6 +58,9 @@ ollama.activate(box)
 lmstudio.activate(box)
 mlx.activate(box)
 vllm.activate(box)
+postgresql.apply(box, machine)  # before the service that keeps its keys there
+redis.apply(box, machine)
+api.apply(box, machine)  # when the engines answer, whose models it waits for
 openwebui.apply(box, machine)  # in a container it makes the network on which the gateway listens for it
 gateway.apply(box, machine)  # the door opens when there is something behind it
 fail2ban.apply(box)  # it reads the gateway's log

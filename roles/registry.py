@@ -5,6 +5,7 @@ from typing import cast
 from boxwright.artifacts import MirrorSettings
 from boxwright.engines import EngineSettings
 from boxwright.settings import BoxBase
+from roles.api.settings import ApiSettings
 from roles.cloudflared.settings import CloudflaredSettings
 from roles.docker.settings import DockerSettings
 from roles.fail2ban.settings import Fail2banSettings
@@ -18,7 +19,9 @@ from roles.mlx.settings import MlxSettings
 from roles.nvidia.settings import NvidiaSettings
 from roles.ollama.settings import OllamaSettings
 from roles.openwebui.settings import OpenwebuiSettings
+from roles.postgresql.settings import PostgresqlSettings
 from roles.power.settings import PowerSettings
+from roles.redis.settings import RedisSettings
 from roles.sshd.settings import SshdSettings
 from roles.tailscale.settings import TailscaleSettings
 from roles.vllm.settings import VllmSettings
@@ -38,6 +41,9 @@ class Box(BoxBase):
     lmstudio: LmstudioSettings
     mlx: MlxSettings
     vllm: VllmSettings
+    postgresql: PostgresqlSettings
+    redis: RedisSettings
+    api: ApiSettings
     openwebui: OpenwebuiSettings
     gateway: GatewaySettings
     fail2ban: Fail2banSettings

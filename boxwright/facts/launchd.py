@@ -9,7 +9,7 @@ from pyinfra.api.exceptions import FactProcessError
 from boxwright.facts.api import Fact
 from boxwright.facts.files import STATE, FileState, parse_state
 from boxwright.facts.services import Record, parse_record
-from boxwright.launchd import DAEMONS, KEPT, LOGS, STAMPS, STARTER_PATH, label, plist_path
+from boxwright.launchd import CREDENTIALS, DAEMONS, KEPT, LOGS, STAMPS, STARTER_PATH, label, plist_path
 from boxwright.shell import script
 
 # `look` asks launchd about $target; it is true when the job is loaded, and then prints a few of what `launchctl print`
@@ -273,7 +273,7 @@ class Traces(Fact[JobTraces]):
             if look; then echo here=yes; else echo here=no; fi
             for path in {DAEMONS}/"$2".plist {KEPT}/"$2".plist.good {KEPT}/"$2".plist.bad {KEPT}/"$2".plist.asked \\
                 {STAMPS}/"$name".started {STAMPS}/"$name".loaded {STAMPS}/"$name".loading {STAMPS}/"$name".ready \\
-                {STAMPS}/"$name".defined {STAMPS}/"$name".*.new {LOGS}/"$name"; do
+                {STAMPS}/"$name".defined {STAMPS}/"$name".*.new {CREDENTIALS}/"$name" {LOGS}/"$name"; do
                 if [ -e "$path" ] || [ -L "$path" ]; then echo "path=$path"; fi
             done
             for path in {DAEMONS}/*.plist; do

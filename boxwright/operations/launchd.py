@@ -10,6 +10,7 @@ from pyinfra.api.exceptions import OperationValueError
 from boxwright.facts.files import FileState
 from boxwright.facts.launchd import CURRENT, LOOK, Definition, ForeignJobs, Job, JobState, Task, TaskState, Traces
 from boxwright.launchd import (
+    CREDENTIALS,
     DAEMONS,
     EXITS,
     KEPT,
@@ -202,7 +203,9 @@ shift 3
 {_VERBS}
 boot_out || exit 1
 rm -rf -- "$@" || exit 1
-for folder in {KEPT} {STAMPS} {LOGS} "$(dirname -- {STARTER_PATH})"; do rmdir -- "$folder" 2>/dev/null; done
+for folder in {KEPT} {STAMPS} {CREDENTIALS} {LOGS} "$(dirname -- {STARTER_PATH})"; do
+    rmdir -- "$folder" 2>/dev/null
+done
 exit 0
 """
 

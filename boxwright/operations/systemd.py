@@ -13,17 +13,18 @@ from boxwright.services import UNITS, PackagedService, Service
 from boxwright.shell import refuse, script
 from boxwright.systemd import RECORDER, RECORDER_PATH, STAMPS, identity, systemd_timer, systemd_unit
 
-# systemctl returns when the service is ready or has failed; its log then says why.
+# systemctl returns when the service is ready or has failed; its log then says why, or that of one that it requires.
 _JOB = f"""
-verb=$1 unit=$2 files=$3
-shift 3
+verb=$1 unit=$2 files=$3 required=$4
+shift 4
 begin() {{
     since=$(date +%s)
     systemctl "$1" -- "$unit"
 }}
 tell() {{
     echo "the last messages of $unit:" >&2
-    journalctl --quiet --no-pager --output=cat --lines=20 --since="@$since" --unit="$unit" >&2
+    for one in $required; do set -- "$@" --unit="$one"; done
+    journalctl --quiet --no-pager --output=cat --lines=20 --since="@$since" --unit="$unit" "$@" >&2
 }}
 beside() {{ printf '%s\\n' "$1"; }}
 taken_back() {{
@@ -35,7 +36,9 @@ taken_back() {{
 def _job(
     verb: str, service: Service | PackagedService, answers: Sequence[str] = (), roll_back: Sequence[str] = ()
 ) -> StringCommand:
-    return script(_JOB, verb, f"{service.name}.service", " ".join(roll_back), *answers)
+    required = service.requires if isinstance(service, Service) else ()
+    units = " ".join(f"{name}.service" for name in required)
+    return script(_JOB, verb, f"{service.name}.service", " ".join(roll_back), units, *answers)
 
 
 def _daemon_reload() -> StringCommand:

@@ -140,7 +140,8 @@ def caddyfile(box: Box) -> str:
         "wait": gateway.patience,
         # Counted in one step by our own module, where it is there.
         "slots": custom(box),
-        "routes": found,
+        "routes": [way for way in found if way.door],
+        "inner": [way for way in found if way.main],
         "errors": shown,
         "gone": next(error.body for error in shown if error.caught == 502),
         "log": {

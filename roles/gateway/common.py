@@ -49,9 +49,9 @@ def errors(box: Box) -> tuple[Shown, ...]:
 
 @dataclass(frozen=True)
 class Way:
-    """A path of the door that leads to engines. `strip` is what is taken away of a path before the engine gets it;
-    `main` are those below /v1, which Open WebUI asks too. `key` is what the engine wants as `Authorization: Bearer`,
-    empty where it asks nobody.
+    """A path that leads to engines. `strip` is what is taken away of a path before the engine gets it; `main` are those
+    below /v1 that Open WebUI asks, and `door` those that the door has. `key` is what the engine wants as
+    `Authorization: Bearer`, empty where it asks nobody; with `passes` it is the client's own that is handed on.
     """
 
     name: str
@@ -64,11 +64,28 @@ class Way:
     health: Health
     main: bool = False
     key: str = ""
+    door: bool = True
+    passes: bool = False
+
+
+# The API service lets no more through than the engines take, lets who is too many wait, and tells them: the gateway
+# does not do it once more. It is what nginx's workers have connections for.
+_API_IN_FLIGHT = 1000
+
+
+def _to_the_service(box: Box) -> Way:
+    """`/v1` as the API service answers it, which asks for a key itself. Nothing else of it is reached by the door."""
+    local = (f"127.0.0.1:{box.api.port}",)
+    health = Health(path="/api/v1/health")
+    return Way("api", "/v1", local, "", box.gateway.paths, "none", _API_IN_FLIGHT, health, passes=True)
 
 
 def ways(box: Box) -> tuple[Way, ...]:
     """Every path to engines, a longer one before the one that it begins with."""
     gateway, running = box.gateway, box.inference.running
+    # With keys the engines themselves are behind the service, and for Open WebUI alone.
+    keys = gateway.asks_for_keys
+    auth = "none" if keys else gateway.auth
     found = []
 
     def key_of(name: str) -> str:
@@ -85,11 +102,11 @@ def ways(box: Box) -> tuple[Way, ...]:
             local = (f"127.0.0.1:{port}",)
             allowed = tuple(one for one in allow if one == path)
             if allowed:
-                more = (prefix, allowed, gateway.auth, gateway.in_flight, health, main, key)
+                more = (prefix, allowed, auth, gateway.in_flight, health, main, key, not keys)
                 found.append(Way(f"{label}_{number}", prefix + path, local, *more))
         if not main and "port" in settings.ports(box):
             local = (f"127.0.0.1:{settings.ports(box)['port']}",)
-            found.append(Way(label, prefix, local, prefix, allow, gateway.auth, gateway.in_flight, health, key=key))
+            found.append(Way(label, prefix, local, prefix, allow, auth, gateway.in_flight, health, key=key))
 
     if running:
         engine(running[0], main=True)
@@ -97,15 +114,17 @@ def ways(box: Box) -> tuple[Way, ...]:
     if engines := (*local, *gateway.engines):
         health = gateway.health_of(box)
         key = key_of(running[0]) if running else ""
-        more = ("", gateway.paths, gateway.auth, gateway.in_flight, health)
-        found.append(Way("v1", "/v1", engines, *more, main=True, key=key))
-    for name in running[1:]:
+        more = ("", gateway.paths, auth, gateway.in_flight, health)
+        found.append(Way("v1", "/v1", engines, *more, main=True, key=key, door=not keys))
+    if keys:
+        found.append(_to_the_service(box))
+    for name in () if keys else running[1:]:
         engine(name, main=False)
     for route in gateway.routes:
         name = "route_" + route.path.strip("/").replace("-", "_")
-        auth, in_flight = route.auth or gateway.auth, route.in_flight or gateway.in_flight
-        strip = route.path if route.strip else ""
-        found.append(Way(name, route.path, route.upstreams, strip, route.allow, auth, in_flight, route.health))
+        own = route.auth or ("any" if gateway.auth == "keys" else gateway.auth)
+        in_flight, strip = route.in_flight or gateway.in_flight, route.path if route.strip else ""
+        found.append(Way(name, route.path, route.upstreams, strip, route.allow, own, in_flight, route.health))
     return tuple(found)
 
 

@@ -15,7 +15,8 @@ from boxwright.errors import Problem
 from boxwright.settings import Added, ByteSize, Generated, Hashed, OtherOnMac, Port, RoleSettings, Secret
 from roles.gateway.places import PLACES
 
-Auth = Literal["any", "basic", "bearer", "none"]
+RouteAuth = Literal["any", "basic", "bearer", "none"]
+Auth = Literal["any", "basic", "bearer", "keys", "none"]
 TokenName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"),
@@ -85,7 +86,9 @@ class Route(BaseModel):
     allow: tuple[EnginePath, ...] = Field(
         OPENAI_PATHS, min_length=1, description="What may be called there, as the upstream sees it."
     )
-    auth: Auth | None = Field(None, description="As `gateway_auth`, for this path.")
+    auth: RouteAuth | None = Field(
+        None, description="As `gateway_auth`, for this path. Unset it is the same, and `any` with `gateway_auth: keys`."
+    )
     in_flight: int | None = Field(None, ge=1, le=10000, description="As `gateway_in_flight`, for each upstream.")
     health: Health = Field(Health(), description="How it is seen which of several upstreams work.")
 
@@ -178,7 +181,8 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
     auth: Auth = Field(
         "any",
         description="How callers of `/v1` prove who they are: `basic` by user and password, `bearer` by a token, `any` "
-        "by either. `none` is accepted on loopback only.",
+        "by either; `keys` by a key of the API service, which then is behind `/v1` (`api_enabled`). `none` is "
+        "accepted on loopback only.",
     )
     user: str = Field("boxwright", pattern=r"^[A-Za-z0-9._-]+$", description="User name for `/v1`.")
     password: Secret = Generated(bytes=24, description="Password for `/v1`. Made once, kept on the control machine.")
@@ -261,6 +265,7 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
         yield from self._certificates()
         yield from self._clients()
         yield from self._paths(box)
+        yield from self._keys(box)
         yield from self._nginx(box)
         if box.system == "darwin":
             yield from self._mac()
@@ -299,6 +304,10 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
             ("openwebui_port", box.openwebui.port, box.openwebui.native(box)),
             ("cloudflared_metrics_port", box.cloudflared.metrics_port, box.cloudflared.enabled),
             *engines,
+            ("postgresql_port", box.postgresql.port, box.postgresql.runs(box)),
+            ("redis_port", box.redis.port, box.redis.runs(box)),
+            ("api_port", box.api.port, box.api.enabled),
+            ("api_development_port", box.api.development_port, box.api.enabled and box.api.development),
         ):
             if not used:
                 continue
@@ -390,6 +399,26 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
                     message=f"`gateway_paths` has {path}, but the engine is reached below /v1 only",
                     help="write a path that begins with /v1/, or add a route to `gateway_routes`",
                 )
+
+    def _keys(self, box: Any) -> Iterable[Problem]:
+        """Who asks for keys, and for what."""
+        if not self.asks_for_keys:
+            return
+        if not box.api.enabled:
+            yield Problem(
+                code="BW029",
+                variable="gateway_auth",
+                message="`gateway_auth` is keys, and the API service that knows keys is not switched on",
+                help="set `api_enabled: true`, or `gateway_auth: bearer` for the gateway's own tokens",
+            )
+        if self.engines:
+            yield Problem(
+                code="BW022",
+                variable="gateway_engines",
+                message="`gateway_engines` has engines on other machines, but with `gateway_auth: keys` requests go to "
+                "the API service",
+                help="name them in `api_models`, each with the models that it serves",
+            )
 
     def _nginx(self, box: Any) -> Iterable[Problem]:
         """What the open-source nginx of the distributions cannot do."""
@@ -527,6 +556,11 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
             loopback = "127.0.0.1/32" if own.version == 4 else "::1/128"
             found.append(loopback if own.is_loopback else f"{own}/{own.max_prefixlen}")
         return tuple(dict.fromkeys(found))
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether `/v1` is the API service's, which asks for keys itself."""
+        return self.auth == "keys"
 
     @property
     def asks_for_password(self) -> bool:

@@ -173,8 +173,12 @@ def wrong_variables(text):
     known = variable_fields(box_class())
     prefixes = "|".join(box_class().model_fields)
     # A name that ends with an underscore stands for all that begin so; host_vars is Ansible's folder, sshd_config
-    # OpenSSH's file.
-    ours = set(re.findall(rf"(?<![\w./-])(?:{prefixes})_[a-z0-9_]*[a-z0-9]\b", text)) - {"host_vars", "sshd_config"}
+    # OpenSSH's file, api_key an argument of OpenAI's library and a parameter of queries.
+    ours = set(re.findall(rf"(?<![\w./-])(?:{prefixes})_[a-z0-9_]*[a-z0-9]\b", text)) - {
+        "host_vars",
+        "sshd_config",
+        "api_key",
+    }
     sources = source_text()
     ansible = set(re.findall(r"(?<![\w./-])ansible_[a-z0-9_]+\b", text))
     environment = set(re.findall(r"\bBOXWRIGHT_[A-Z_]+\b", text))
