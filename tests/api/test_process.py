@@ -1,0 +1,218 @@
+"""The program as it is installed: its commands, and how it stops. Its database is a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from databases import Databases
+from served import until
+from stub_engine import StubEngine
+from test_relay import ASK, CHAT
+
+SERVICES = Path(__file__).parents[2] / "services/api"
+PEPPER, ADMIN = "ab" * 32, "admin-secret-of-this-test"
+
+
+class Program:
+    """Settings in a folder of their own, as the role writes them."""
+
+    def __init__(self, folder: Path, engine: StubEngine, **changes: Any) -> None:
+        self.folder, self.port = folder, _free()
+        self.secrets = {"peppers": f"1:{PEPPER}", "admin_secret": ADMIN}
+        self.settings: dict[str, Any] = {
+            "port": self.port,
+            "database": f"sqlite:///{folder}/api.db",
+            "models": [{"name": "plain", "upstream": engine.url}],
+            **changes,
+        }
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs it to its end."""
+        command = [sys.executable, "-m", "boxwright_api", *arguments]
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60, check=False)
+
+    def environment(self) -> dict[str, str]:
+        secrets = self.folder / "secrets"
+        secrets.mkdir(exist_ok=True)
+        for name, text in self.secrets.items():
+            (secrets / name).write_text(text)
+        file = self.folder / "settings.json"
+        file.write_text(json.dumps(self.settings))
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(SERVICES),
+            "BOXWRIGHT_API_SETTINGS": str(file),
+            "CREDENTIALS_DIRECTORY": str(secrets),
+        }
+
+    @contextmanager
+    def serving(self) -> Iterator[subprocess.Popen[str]]:
+        """Until the end of the block; ready."""
+        migrated = self.command("migrate")
+        assert migrated.returncode == 0, migrated.stderr
+        log = (self.folder / "log").open("a")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "boxwright_api"], env=self.environment(), stdout=log, stderr=log, text=True
+        )
+        try:
+            until(lambda: self.ready(process), 60)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(30)
+            log.close()
+
+    def ready(self, process: subprocess.Popen[str]) -> bool:
+        assert process.poll() is None, self.log()
+        try:
+            return httpx.get(self.url + "/api/v1/ready", timeout=5).status_code == 200
+        except httpx.TransportError:
+            time.sleep(0.05)
+            return False
+
+    def key(self) -> dict[str, str]:
+        """A new key, as a header."""
+        answer = httpx.post(
+            self.url + "/admin/keys", json={"owner": "me"}, headers={"Authorization": f"Bearer {ADMIN}"}
+        )
+        assert answer.status_code == 201, answer.text
+        return {"Authorization": f"Bearer {answer.json()['key']}"}
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The usage log, read by SQLite itself."""
+        with sqlite3.connect(self.folder / "api.db") as connection:
+            connection.row_factory = sqlite3.Row
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            (table,) = [name for name in tables if name.startswith("usage")]
+            return [dict(row) for row in connection.execute(f"SELECT * FROM {table} WHERE route = 'chat'")]
+
+
+def _free() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def test_check(tmp_path: Path, engine: StubEngine) -> None:
+    """Right settings: 0. Wrong ones: 2, all at once, by name, and no value, which may be a secret."""
+    program = Program(tmp_path, engine)
+    assert program.command("check").returncode == 0
+    program.settings |= {"port": "secret-value", "colour": "secret-value"}
+    program.secrets.pop("admin_secret")
+    (tmp_path / "secrets/admin_secret").unlink()
+    found = program.command("check")
+    assert found.returncode == 2
+    assert {line.split(":")[0] for line in found.stderr.splitlines()} == {"`port`", "`colour`", "`admin_secret`"}
+    assert "secret-value" not in found.stderr + found.stdout
+    assert program.command("serve").returncode == 2
+    (tmp_path / "settings.json").write_text("{")
+    environment = {**program.environment(), "BOXWRIGHT_API_SETTINGS": str(tmp_path / "absent.json")}
+    command = [sys.executable, "-m", "boxwright_api", "check"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def streaming(program: Program, key: dict[str, str], got: list[str]) -> threading.Thread:
+    """A stream that is read in the background."""
+
+    def read() -> None:
+        try:
+            with httpx.stream(
+                "POST", program.url + CHAT, json={**ASK, "stream": True}, headers=key, timeout=60
+            ) as answer:
+                for text in answer.iter_text():
+                    got.append(text)
+        except httpx.RemoteProtocolError:
+            got.append("BROKEN")
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    until(lambda: got)
+    return thread
+
+
+def test_stop(tmp_path: Path, engine: StubEngine) -> None:
+    """SIGTERM: nobody new is taken, a stream comes to its end, its row is written, and the end is 0."""
+    program = Program(tmp_path, engine, stop_seconds=30)
+    with program.serving() as process:
+        key, got = program.key(), list[str]()
+        engine.behave(tokens=20, pace=0.1)
+        thread = streaming(program, key, got)
+        process.send_signal(signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", program.port), timeout=1).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        until(refused)
+        assert "[DONE]" not in "".join(got)
+        assert process.wait(30) == 0
+        thread.join()
+        assert "".join(got).endswith("data: [DONE]\n\n")
+        (row,) = program.rows()
+        assert (row["outcome"], row["tokens_out"]) == ("ok", 20)
+    assert key["Authorization"].split()[1] not in program.log()
+    assert not re.search(f"{PEPPER}|{ADMIN}|Traceback", program.log())
+
+
+def test_stop_in_time(tmp_path: Path, engine: StubEngine) -> None:
+    """A stream that does not end within stop_seconds is broken off, visibly, and has its row too."""
+    program = Program(tmp_path, engine, stop_seconds=1)
+    with program.serving() as process:
+        key, got = program.key(), list[str]()
+        engine.behave(tokens=3, hang_after=2)
+        thread = streaming(program, key, got)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        thread.join()
+        text = "".join(got)
+        assert "[DONE]" not in text
+        assert "service_stopping" in text
+        assert text.endswith("BROKEN")
+        engine.until("closed")
+        (row,) = program.rows()
+        assert (row["outcome"], row["code"], row["tokens_out"]) == ("upstream_error", "service_stopping", 2)
+
+
+@pytest.mark.lab
+def test_two_workers(tmp_path: Path, engine: StubEngine, databases: Databases) -> None:
+    """Their figures are added up, and SIGTERM ends both."""
+    program = Program(
+        tmp_path, engine, workers=2, database=databases.database(), redis=databases.redis(), stop_seconds=5
+    )
+    program.secrets |= {"database_password": databases.password, "redis_password": databases.password}
+    with program.serving() as process:
+        key = program.key()
+        for _ in range(40):
+            with httpx.Client(headers=key) as client:
+                assert client.post(program.url + CHAT, json=ASK).status_code == 200
+        text = httpx.get(program.url + "/metrics").text
+        found = re.findall(r"^boxwright_api_requests_total\{.*outcome=\"ok\".*route=\"chat\".*\} (\S+)$", text, re.M)
+        assert sum(map(float, found)) == 40
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
