@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,28 @@ class Program:
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
+
+    def asked(self, key: dict[str, str]) -> int:
+        """The status of one request; 0 while nobody answers."""
+        try:
+            return httpx.post(self.url + CHAT, json=ASK, headers=key, timeout=30).status_code
+        except httpx.TransportError:
+            return 0
+
+    def stream(self, key: dict[str, str]) -> str:
+        """How a stream ends."""
+        try:
+            with httpx.stream("POST", self.url + CHAT, json={**ASK, "stream": True}, headers=key, timeout=60) as answer:
+                answer.read()
+        except httpx.TransportError:
+            return "broken"
+        return "whole"
+
+    def figure(self, name: str, labels: str = "") -> float:
+        """A sum over all lines of /metrics with these labels."""
+        text = httpx.get(self.url + "/metrics").text
+        lines = [line.split() for line in text.splitlines() if line.startswith(f"boxwright_api_{name}")]
+        return sum(float(value) for line, value in lines if all(part in line for part in labels.split(",")))
 
     def rows(self) -> list[dict[str, Any]]:
         """The usage log, read by SQLite itself."""
@@ -201,18 +225,43 @@ def test_stop_in_time(tmp_path: Path, engine: StubEngine) -> None:
 
 @pytest.mark.lab
 def test_two_workers(tmp_path: Path, engine: StubEngine, databases: Databases) -> None:
-    """Their figures are added up, and SIGTERM ends both."""
+    """Figures are added up, ten of sixty pass, places of a killed worker come back, and SIGTERM ends both."""
     program = Program(
-        tmp_path, engine, workers=2, database=databases.database(), redis=databases.redis(), stop_seconds=5
+        tmp_path,
+        engine,
+        workers=2,
+        database=databases.database(),
+        redis=databases.redis,
+        redis_prefix=f"{tmp_path.name}:",
+        stop_seconds=5,
+        lease_seconds=3,
     )
-    program.secrets |= {"database_password": databases.password, "redis_password": databases.password}
+    program.secrets |= {"database_password": databases.password, "redis_password": databases.redis_password}
     with program.serving() as process:
         key = program.key()
         for _ in range(40):
-            with httpx.Client(headers=key) as client:
-                assert client.post(program.url + CHAT, json=ASK).status_code == 200
-        text = httpx.get(program.url + "/metrics").text
-        found = re.findall(r"^boxwright_api_requests_total\{.*outcome=\"ok\".*route=\"chat\".*\} (\S+)$", text, re.M)
-        assert sum(map(float, found)) == 40
+            assert httpx.post(program.url + CHAT, json=ASK, headers=key, timeout=30).status_code == 200
+        assert program.figure("requests_total", 'outcome="ok",route="chat"') == 40
+        engine.clear()
+        engine.behave(wait=3)
+        with ThreadPoolExecutor(60) as pool:
+            asked = [pool.submit(httpx.post, program.url + CHAT, json=ASK, headers=key, timeout=60) for _ in range(60)]
+            answers = [future.result() for future in asked]
+        assert Counter(answer.status_code for answer in answers) == {200: 10, 429: 50}
+        assert (len(engine.records), engine.most) == (10, 10)
+        assert program.figure("in_flight") == 0
+
+        engine.behave(hang_after=1)
+        with ThreadPoolExecutor(10) as pool:
+            hanging = [pool.submit(program.stream, key) for _ in range(10)]
+            until(lambda: engine.running == 10)
+            workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for worker in workers:
+                if b"resource_tracker" not in Path(f"/proc/{worker}/cmdline").read_bytes():
+                    os.kill(int(worker), signal.SIGKILL)
+            assert all(future.result() == "broken" for future in hanging)
+        engine.behave()
+        until(lambda: program.asked(key) == 200, 30)
+        assert program.figure("in_flight") == 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
