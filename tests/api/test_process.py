@@ -158,6 +158,21 @@ def test_check(tmp_path: Path, engine: StubEngine) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_another_schema(tmp_path: Path, engine: StubEngine) -> None:
+    """A database of another version: the program ends, and says what to do in one line."""
+    program = Program(tmp_path, engine)
+    assert program.command("migrate").returncode == 0
+    with sqlite3.connect(tmp_path / "api.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    found = program.command("serve")
+    assert found.returncode == 3
+    assert "python -m boxwright_api migrate" in found.stderr
+    assert "Traceback" not in found.stderr
+    migrated = program.command("migrate")
+    assert migrated.returncode == 1
+    assert "Traceback" not in migrated.stderr
+
+
 def streaming(program: Program, key: dict[str, str], got: list[str]) -> threading.Thread:
     """A stream that is read in the background."""
 

@@ -295,7 +295,9 @@ def test_engine_silent(engine: StubEngine, body: dict[str, Any]) -> None:
     """It takes the request and says nothing: 504, and the connection is closed."""
     with served(engine, first_byte_seconds=0.3) as service:
         engine.behave(wait=60)
-        assert error(service.post(CHAT, body)) == (504, "engine_timeout")
+        response = service.post(CHAT, body)
+        assert error(response) == (504, "engine_timeout")
+        assert response.headers["x-ratelimit-limit-requests"] == "60"
         engine.until("closed")
         assert service.row().outcome == "upstream_error"
         assert not service.parts.limiter.taken

@@ -91,6 +91,8 @@ class Exchange:
         except ApiError as error:
             await self._end(_outcome(error), error.status, error.code)
             if not self.started:
+                if self.ticket is not None:
+                    error.headers = {**self.ticket.headers, **error.headers}
                 await refuse(self.send, error, body)
             elif self.stream is not None:
                 await self._break_off(error)
