@@ -364,6 +364,14 @@ def test_addresses(service: Served, method: str, path: str, status: int) -> None
     assert response.headers["x-request-id"].startswith("req_")
 
 
+def test_figures_have_no_words_of_clients(service: Served) -> None:
+    """Neither a row nor a label is made of an address that somebody made up."""
+    assert error(httpx.get(f"{service.url}/v1/made-up?key=x")) == (400, "key_in_query")
+    assert error(service.post(CHAT, {**ASK, "model": "made-up"})) == (404, "model_not_found")
+    assert [(row.route, row.model) for row in service.rows(2)] == [("other", None), ("chat", None)]
+    assert "made-up" not in httpx.get(service.url + "/metrics").text
+
+
 def test_ids_are_ours(service: Served) -> None:
     """A client cannot choose the id of its row."""
     ids = {service.post(CHAT, ASK, headers={**KEY, "X-Request-Id": "same"}).headers["x-request-id"] for _ in range(3)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 from doubles import SECRET
@@ -142,8 +144,56 @@ def test_a_client_that_does_not_read(engine: StubEngine) -> None:
         sock.close()
 
 
+def test_accounts(engine: StubEngine) -> None:
+    """Six hundred requests of all kinds, a tenth of them left: each has one row, and the tokens are the engine's."""
+
+    async def all_of_them(service: Served) -> None:
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {SECRET}"}) as session:
+            numbers = iter(range(600))
+
+            async def some() -> None:
+                for number in numbers:
+                    body = {
+                        "model": "ollama" if number % 3 else "plain",
+                        "messages": ASK["messages"],
+                        "stream": number % 2 == 0,
+                    }
+                    body["options"] = {"stub": {"tokens": 1 + number % 7}}
+                    leaves = number % 20 == 0
+                    if leaves:
+                        body["options"]["stub"] |= {"tokens": 50, "hang_after": 1 + number % 5}
+                    async with session.post(service.url + "/v1/chat/completions", json=body) as response:
+                        assert response.status == 200
+                        if leaves:
+                            await response.content.readany()
+                            response.close()
+                        else:
+                            await response.read()
+
+            await asyncio.gather(*(some() for _ in range(8)))
+
+    with served(engine) as service:
+        asyncio.run(all_of_them(service))
+        engine.until("closed", 30)
+        rows = {row.request_id: row for row in service.rows(600)}
+        assert len(rows) == 600
+        records = {record.request_id: record for record in engine.records}
+        assert set(records) == set(rows)
+        whole = [number for number, row in rows.items() if row.outcome == "ok"]
+        assert len(whole) == 570
+        for number in whole:
+            row, record = rows[number], records[number]
+            assert (row.tokens_in, row.tokens_out, row.estimated) == (record.tokens_in, record.tokens_out, False)
+        for number in set(rows) - set(whole):
+            assert rows[number].outcome == "client_closed"
+            assert rows[number].tokens_out <= records[number].tokens_out
+            assert rows[number].estimated
+        assert service.parts.limiter.tokens == sum(row.tokens_in + row.tokens_out for row in rows.values())
+        service.free()
+
+
 def test_many_leave(engine: StubEngine) -> None:
-    """Forty at once, a hundred times the same end."""
+    """Forty at once: forty rows, and nothing is left."""
     with served(engine, in_flight=100) as service:
         engine.behave(tokens=1000, pace=0.05)
         socks = [send(service, STREAM if number % 2 else {**ASK, "stub": {"wait": 60}}) for number in range(40)]
@@ -154,4 +204,4 @@ def test_many_leave(engine: StubEngine) -> None:
         rows = service.rows(40)
         assert {row.outcome for row in rows} <= {"client_closed", "client_closed_early"}
         service.free()
-        assert not service.app.state.active
+        until(lambda: not service.app.state.active)

@@ -367,11 +367,15 @@ def test_engine_refuses(
     assert not service.parts.limiter.taken
 
 
-def test_answers_that_are_no_json(service: Served, engine: StubEngine) -> None:
-    """Of an engine behind something that is none."""
-    engine.behave(status=500, error="<html>nginx</html>")
-    assert error(service.post(CHAT, ASK)) == (500, "engine_error")
-    engine.behave(status=200)
+def test_large_errors(service: Served, engine: StubEngine) -> None:
+    """An error that comes in several pieces is read whole; one without end is not."""
+    said = {"message": "x" * 30_000, "type": "x", "param": None, "code": "long"}
+    engine.behave(status=400, error=said)
+    assert service.post(CHAT, ASK).json() == {"error": said}
+    engine.behave(status=400, error={**said, "message": "x" * 3_000_000})
+    response = service.post(CHAT, ASK)
+    assert error(response) == (400, "engine_error")
+    assert len(response.content) < 3000
 
 
 def test_no_nagle(service: Served) -> None:
