@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from boxwright_api.store.migrate import migrate
 from databases import Databases
 from served import Served, served
+from stores import Place, settings
 from stub_engine import StubEngine
 
 
@@ -40,3 +44,35 @@ def service(engine: StubEngine) -> Iterator[Served]:
     """The service in front of it, with parts in memory."""
     with served(engine) as found:
         yield found
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Tests with a coroutine, marked `anyio`, run in asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+def postgresql(databases: Databases) -> Place:
+    """An empty PostgreSQL database."""
+    return Place("postgresql", settings(databases.database(), database_password=databases.password), databases)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Place:
+    """A SQLite database that is not there yet."""
+    return Place("sqlite", settings(f"sqlite:///{tmp_path}/api.db"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.lab)])
+def empty(request: Any) -> Place:
+    """A database without tables, of either kind."""
+    place: Place = request.getfixturevalue(request.param)
+    return place
+
+
+@pytest.fixture
+def place(empty: Place) -> Place:
+    """A database with all tables, of either kind."""
+    migrate(empty.settings)
+    return empty
