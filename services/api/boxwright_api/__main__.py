@@ -41,13 +41,19 @@ LOGGING: dict[str, Any] = {
 
 
 class Ours(logging.Filter):
-    """uvicorn calls it an error when an answer ends without its last chunk; here that is how a client is told that a
-    stream is broken (`relay.Exchange`).
+    """What uvicorn logs, for whoever operates this service.
+
+    It calls it an error when an answer ends without its last chunk; here that is how a client is told that a stream is
+    broken (`relay.Exchange`). And a database of another version is no fault of the program, to be shown with its lines.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written."""
-        return record.getMessage() != "ASGI callable returned without completing response."
+        text = record.getMessage()
+        last = text.rstrip().rpartition("\n")[2]
+        if last.startswith("boxwright_api.errors.SchemaError: "):
+            record.msg, record.args = last.partition(": ")[2], None
+        return text != "ASGI callable returned without completing response."
 
 
 def main() -> int:

@@ -91,6 +91,8 @@ class Exchange:
         except ApiError as error:
             await self._end(_outcome(error), error.status, error.code)
             if not self.started:
+                if self.ticket is not None:
+                    error.headers = {**self.ticket.headers, **error.headers}
                 await refuse(self.send, error, body)
             elif self.stream is not None:
                 await self._break_off(error)
@@ -197,7 +199,9 @@ class Exchange:
 
     async def _engine_refused(self, response: aiohttp.ClientResponse, presence: Presence) -> None:
         """Hands on an engine's error."""
-        data = await response.content.read(ERROR_BYTES)
+        data = b""
+        while len(data) < ERROR_BYTES and (part := await response.content.readany()):
+            data += part
         status, body, code, more = refusal(response.status, data, response.headers.get("retry-after"))
         self.tokens = Tokens()
         await self._whole(status, body, JSON, presence, outcome="upstream_error", code=code, more=more)
