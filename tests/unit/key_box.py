@@ -14,7 +14,6 @@ import pytest
 
 from boxwright import cli
 from boxwright.errors import BoxwrightError
-from boxwright.settings import Generated, Port, RoleSettings, Secret
 from tests.unit.admin_api import SECRET
 
 HERE = Path(__file__).parent
@@ -30,29 +29,6 @@ HOST = """
       api_port: {port}
       api_admin_secret: {secret}
 """
-
-
-class ApiSettings(RoleSettings, prefix="api"):
-    enabled: bool = False
-    port: Port = 8000
-    development: bool = False
-    development_port: Port = 8010
-    admin_secret: Secret = Generated(description="x")
-    development_admin_secret: Secret = Generated(description="x")
-
-
-@pytest.fixture(autouse=True)
-def api_role(monkeypatch):
-    from boxwright import inventory
-
-    real = inventory.box_class()
-    if "api" in real.model_fields:
-        return
-
-    class Box(real):
-        api: ApiSettings
-
-    monkeypatch.setattr(inventory, "box_class", lambda: Box)
 
 
 class Run:

@@ -19,9 +19,9 @@ import pytest
 
 from boxwright import cli, key_cli, masking, openssh
 from tests.unit.admin_api import SECRET, AdminApi, Handler, error, shown
-from tests.unit.key_box import LOGIN, Here, Ssh, api_role, ssh
+from tests.unit.key_box import LOGIN, Here, Ssh, ssh
 
-__all__ = ["api_role", "ssh"]
+__all__ = ["ssh"]
 
 
 @pytest.fixture
@@ -629,16 +629,7 @@ def test_a_question_that_was_cut_changed_nothing(key: Here, service: AdminApi) -
 
 # As processes
 
-COMMAND = """
-from tests.unit import key_box
-from boxwright import inventory, cli
-real=inventory.box_class()
-if "api" not in real.model_fields:
-    class Box(real):
-        api: key_box.ApiSettings
-    inventory.box_class=lambda: Box
-cli.main()
-"""
+COMMAND = "from boxwright import cli; cli.main()"
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
