@@ -29,7 +29,7 @@ lock: ## Pin all requirements.in anew (needs uv)
 	@MACOSX_DEPLOYMENT_TARGET=14.0 uv pip compile --quiet --python-platform aarch64-apple-darwin --python-version 3.13 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --constraint roles/mlx/requirements.txt \
 	  --output-file roles/mlx/requirements-darwin.txt roles/mlx/requirements.in
-	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	@uv pip compile --quiet --python-version 3.11.0 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --constraint requirements.lock --output-file services/api/requirements.txt \
 	  services/api/requirements.in
 

@@ -40,6 +40,8 @@ def programs(variables: Mapping[str, Any]) -> list[Fill]:
         fills.append(partial(_ollama, variables))
     if variables.get("openwebui_run") == "native":
         fills.append(_openwebui)
+    if variables.get("api_enabled"):
+        fills.append(_api)
     if variables.get("tailscale_enabled") and variables.get("tailscale_repository", True):
         fills.append(tailnet.fill)
     return fills
@@ -60,6 +62,12 @@ def _openwebui(root: Path, progress: Progress) -> Mapping[str, Any]:
     # A box has a newer Python than Open WebUI works with: it must be given one of these, as `openwebui_python` says.
     wanted = pinned(requirements_of("openwebui").read_text(encoding="utf-8"))
     mirror.fill_wheels(progress, lambda: wanted, what="wheels for openwebui", python="3.11")
+    return {}
+
+
+def _api(root: Path, progress: Progress) -> Mapping[str, Any]:
+    wanted = pinned((repository_root() / "services" / "api" / "requirements.txt").read_text(encoding="utf-8"))
+    mirror.fill_wheels(progress, lambda: wanted, what="wheels for the API service")
     return {}
 
 

@@ -77,7 +77,7 @@ def _to_the_service(box: Box) -> Way:
     """`/v1` as the API service answers it, which asks for a key itself. Nothing else of it is reached by the door."""
     local = (f"127.0.0.1:{box.api.port}",)
     health = Health(path="/api/v1/health")
-    return Way("api", "/v1", local, "", box.gateway.paths, "none", _API_IN_FLIGHT, health, passes=True)
+    return Way("service", "/v1", local, "", box.gateway.paths, "none", _API_IN_FLIGHT, health, passes=True)
 
 
 def ways(box: Box) -> tuple[Way, ...]:

@@ -9,6 +9,8 @@ from pydantic import Field
 from boxwright.errors import Problem
 from boxwright.settings import Port, RoleSettings, Secret
 
+# Links to the programs of the release that a box has.
+PROGRAMS = "/opt/boxwright/postgresql/bin"
 # What Homebrew calls the release that a Mac gets.
 FORMULA = "postgresql@17"
 # The release that each distribution has: https://packages.debian.org and https://packages.ubuntu.com, of `postgresql`.
@@ -81,7 +83,7 @@ class PostgresqlSettings(RoleSettings, prefix="postgresql"):
     @property
     def programs(self) -> str:
         """A folder of the box with `psql`, `pg_dump` and `pg_restore`: a link to those of its release."""
-        return "/opt/boxwright/postgresql/bin"
+        return PROGRAMS
 
     def problems(self, box: Any) -> Iterable[Problem]:
         """No option that takes the role's decisions back."""

@@ -52,6 +52,14 @@ def test_open_webui_comes_for_a_python_that_it_works_with(fetched: list[list[Whe
     assert len(fetched) == 1
 
 
+def test_the_packages_of_the_api_service_come_with_a_box_that_runs_it(fetched: list[list[Wheel]]) -> None:
+    fill({"api_enabled": True})
+    (wanted,) = fetched
+    assert {"fastapi", "uvicorn", "aiohttp", "asyncpg", "alembic", "redis"} <= {wheel.name for wheel in wanted}
+    fill({"api_enabled": False})
+    assert len(fetched) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "python", "fits"),
     [
