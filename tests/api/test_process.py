@@ -258,9 +258,11 @@ def test_two_workers(tmp_path: Path, engine: StubEngine, databases: Databases) -
             assert httpx.post(program.url + CHAT, json=ASK, headers=key, timeout=30).status_code == 200
         assert program.figure("requests_total", 'outcome="ok",route="chat"') == 40
         engine.clear()
-        engine.behave(wait=3)
+        engine.behave(gate=True)
         with ThreadPoolExecutor(60) as pool:
             asked = [pool.submit(httpx.post, program.url + CHAT, json=ASK, headers=key, timeout=60) for _ in range(60)]
+            until(lambda: sum(future.done() for future in asked) >= 50, 60)
+            engine.open()
             answers = [future.result() for future in asked]
         assert Counter(answer.status_code for answer in answers) == {200: 10, 429: 50}
         assert (len(engine.records), engine.most) == (10, 10)
