@@ -16,6 +16,7 @@ from boxwright_api.errors import KeyChanged, SchemaError, StoreUnavailable
 from boxwright_api.records import AuditEntry, Key, UsageRow, UsageSum
 from boxwright_api.settings import Settings
 from boxwright_api.store import rows
+from boxwright_api.tasks import ended
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,6 +44,8 @@ AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # A connection that breaks at the wrong moment, as asyncpg says it.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -107,8 +110,7 @@ class PostgresStore:
     async def close(self) -> None:
         """Disconnect."""
         if self._tending:
-            self._tending.cancel()
-            await asyncio.wait({self._tending})
+            await ended(self._tending)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE)
         self._drop()
@@ -224,10 +226,13 @@ class PostgresStore:
                 listener.add_termination_listener(lambda connection: self._look.set())
                 await listener.add_listener(CHANNEL, self._heard)
                 pool = await asyncpg.create_pool(
-                    min_size=1,
+                    # No more than are needed, and those stay: a first request does not wait for a login.
+                    min_size=0,
                     max_size=CONNECTIONS,
+                    max_inactive_connection_lifetime=0,
                     connect=lambda *args, **kwargs: connect(self._settings, CONNECT_PATIENCE, **limits),
                 )
+                await pool.fetchval("SELECT 1")
         except BaseException as error:
             for part in (listener, pool):
                 if part is not None:
@@ -263,8 +268,10 @@ class PostgresStore:
                     away = False
                 if loop.time() >= next_months:
                     next_months = loop.time() + (MONTHS_EVERY if await self._make_months() else 60.0)
+                # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._look.wait(), BEAT)
+                    async with asyncio.timeout(BEAT):
+                        await self._look.wait()
                 self._look.clear()
                 await self._patiently(self._listener.fetchval("SELECT 1"), PATIENCE)
             except Exception as error:
