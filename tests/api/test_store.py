@@ -16,6 +16,7 @@ from boxwright_api.records import Key, UsageSum
 from boxwright_api.settings import KeyLimits
 from boxwright_api.store import open_store
 from boxwright_api.store.migrate import migrate
+from boxwright_api.store.postgres import PostgresStore
 from databases import Databases
 from stores import NOW, Place, a_key, a_row, an_entry, settings, until, until_alive
 
@@ -519,3 +520,20 @@ async def test_reprs_have_no_digest() -> None:
     assert "ooo" not in shown
     assert sent[12:] not in shown
     assert isinstance(key, Key)
+
+
+@pytest.mark.lab
+async def test_closing_ends(postgresql: Place) -> None:
+    """Also when the connections break at the same moment, or are being made."""
+    await asyncio.to_thread(migrate, postgresql.settings)
+    for moment in range(12):
+        store = PostgresStore(postgresql.settings)
+        await store.start(postgresql.changes.append)
+        if moment % 2:
+            store._drop()
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        store._look.set()
+        since = time.monotonic()
+        await store.close()
+        assert time.monotonic() - since < 5
