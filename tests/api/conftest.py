@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from boxwright_api.store.migrate import migrate
 from databases import Databases
+from served import Served, served
 from stores import Place, settings
+from stub_engine import StubEngine
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +22,28 @@ def databases() -> Iterator[Databases]:
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture(scope="session")
+def stub() -> Iterator[StubEngine]:
+    """One stub engine for all tests; `engine` is it, as new."""
+    with StubEngine() as found:
+        yield found
+
+
+@pytest.fixture
+def engine(stub: StubEngine) -> StubEngine:
+    """A stub engine."""
+    stub.behave()
+    stub.clear()
+    return stub
+
+
+@pytest.fixture
+def service(engine: StubEngine) -> Iterator[Served]:
+    """The service in front of it, with parts in memory."""
+    with served(engine) as found:
+        yield found
 
 
 @pytest.fixture

@@ -94,6 +94,9 @@ class Keys(Protocol):
 class Usage(Protocol):
     """The usage log (`usage.UsageLog`)."""
 
+    # Rows that were lost, since the start.
+    dropped: int
+
     async def start(self) -> None:
         """Write from now on, first what an earlier process has spilled."""
 
