@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from stores import ADMIN_SECRET, NOW, Place, a_row, until
+from stores import ADMIN_SECRET, NOW, Place, a_row, until, until_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -132,7 +132,9 @@ async def test_a_key_from_its_making_to_its_end(place: Place) -> None:
         for method, path, body in (("PATCH", "", {"owner": "carl"}), ("POST", "/rotate", {"overlap_seconds": 5})):
             assert (await office.refused(method, f"/admin/keys/{id}{path}", body, 409))["code"] == "key_revoked"
 
-        await until(lambda: office.place.sql("SELECT count(*) FROM audit_log WHERE action = 'key.refused'") != "0")
+        await until_sql(
+            place, "SELECT count(*) FROM audit_log WHERE action = 'key.refused'", lambda found: found != "0"
+        )
         log = [entry for entry in await office.ask("GET", "/admin/audit") if entry["action"] != "key.refused"]
         assert [entry["action"] for entry in log[::-1]] == [
             "key.add",
@@ -193,7 +195,7 @@ async def test_without_the_admin_secret(place: Place, header: str | None) -> Non
             answer = await office.client.request(method, path, content=b"{", headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_admin_secret")
             assert answer.headers["www-authenticate"] == "Bearer"
-        await until(lambda: place.sql("SELECT count(*) FROM audit_log") != "0")
+        await until_sql(place, "SELECT count(*) FROM audit_log", lambda found: found != "0")
         await asyncio.sleep(0.1)
         entries = await office.ask("GET", "/admin/audit")
     assert [(entry["action"], entry["actor"], entry["target"]) for entry in entries] == [

@@ -26,12 +26,14 @@ CHANNEL = "boxwright_key"
 CONNECTIONS = 4
 
 # Seconds: a caller who waits for a key; a batch or an admin's act; a report; a connection in the making.
-PATIENCE = 1.0
+PATIENCE = 0.75
+GRACE = 0.25
 WRITE_PATIENCE = 5.0
 REPORT_PATIENCE = 30.0
 CONNECT_PATIENCE = 3.0
-# How often it asks whether the database is there, and tries to connect when it is not.
+# How often it asks whether the database is there and how long it waits for that, and how often it tries to connect.
 BEAT = 1.0
+BEAT_PATIENCE = 2.0
 RETRY = 0.25
 # How often it makes sure of the partitions of this month and the next ones, and how many those are.
 MONTHS_EVERY = 3600.0
@@ -273,7 +275,7 @@ class PostgresStore:
                     async with asyncio.timeout(BEAT):
                         await self._look.wait()
                 self._look.clear()
-                await self._patiently(self._listener.fetchval("SELECT 1"), PATIENCE)
+                await self._patiently(self._listener.fetchval("SELECT 1"), BEAT_PATIENCE)
             except Exception as error:
                 if not isinstance(error, StoreUnavailable | SchemaError):
                     log.exception("looking after the database")
@@ -306,7 +308,7 @@ class PostgresStore:
             raise StoreUnavailable("not connected")
 
         async def whole() -> T:
-            async with pool.acquire(timeout=patience) as connection:
+            async with pool.acquire() as connection:
                 return await work(connection)
 
         return await self._patiently(whole(), patience)
@@ -328,6 +330,9 @@ class PostgresStore:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         done, _ = await asyncio.wait({task}, timeout=patience)
+        if not done:
+            # When this process itself stood still, the answer may have arrived and only not been read yet.
+            done, _ = await asyncio.wait({task}, timeout=GRACE)
         if not done:
             # Not waited for: asyncpg asks the server to cancel, which may not answer that either.
             task.cancel()
