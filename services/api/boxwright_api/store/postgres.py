@@ -16,7 +16,7 @@ from boxwright_api.errors import KeyChanged, SchemaError, StoreUnavailable
 from boxwright_api.records import AuditEntry, Key, UsageRow, UsageSum
 from boxwright_api.settings import Settings
 from boxwright_api.store import rows
-from boxwright_api.tasks import ended
+from boxwright_api.tasks import done_within, ended
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,8 +26,7 @@ CHANNEL = "boxwright_key"
 CONNECTIONS = 4
 
 # Seconds: a caller who waits for a key; a batch or an admin's act; a report; a connection in the making.
-PATIENCE = 0.75
-GRACE = 0.25
+PATIENCE = 1.0
 WRITE_PATIENCE = 5.0
 REPORT_PATIENCE = 30.0
 CONNECT_PATIENCE = 3.0
@@ -329,11 +328,7 @@ class PostgresStore:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        done, _ = await asyncio.wait({task}, timeout=patience)
-        if not done:
-            # When this process itself stood still, the answer may have arrived and only not been read yet.
-            done, _ = await asyncio.wait({task}, timeout=GRACE)
-        if not done:
+        if not await done_within(task, patience):
             # Not waited for: asyncpg asks the server to cancel, which may not answer that either.
             task.cancel()
             self._look.set()

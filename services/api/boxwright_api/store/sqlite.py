@@ -19,7 +19,7 @@ from boxwright_api.errors import KeyChanged, SchemaError, StoreUnavailable
 from boxwright_api.records import AuditEntry, Key, UsageRow, UsageSum
 from boxwright_api.settings import Settings
 from boxwright_api.store import rows
-from boxwright_api.tasks import ended
+from boxwright_api.tasks import done_within, ended
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,9 +29,8 @@ MICROSECOND = timedelta(microseconds=1)
 SPANS = {"hour": "%Y-%m-%dT%H:00:00", "day": "%Y-%m-%dT00:00:00", "month": "%Y-%m-01T00:00:00"}
 
 # Seconds. SQLite itself waits for a lock of another process a little less than a caller waits for SQLite.
-PATIENCE = 0.75
-GRACE = 0.25
-LOCK_PATIENCE = 0.7
+PATIENCE = 1.0
+LOCK_PATIENCE = 0.8
 REPORT_PATIENCE = 30.0
 # How often it looks whether somebody else has written to the file, or taken it away.
 LOOK = 0.25
@@ -279,11 +278,7 @@ class SqliteStore:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        done, _ = await asyncio.wait({task}, timeout=patience)
-        if not done:
-            # When this process itself stood still, the answer may be there and only not have been read yet.
-            done, _ = await asyncio.wait({task}, timeout=GRACE)
-        if not done:
+        if not await done_within(task, patience):
             raise StoreUnavailable(f"{self._path}: no answer within {patience:g} s")
         try:
             return task.result()
