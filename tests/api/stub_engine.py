@@ -142,7 +142,7 @@ class StubEngine:
         """The newest request, of this path."""
         return next(record for record in reversed(self.records) if path in (None, record.path))
 
-    def until(self, end: str, count: int = 1, timeout: float = 10.0) -> list[Record]:
+    def until(self, end: str, count: int = 1, timeout: float = 30.0) -> list[Record]:
         """Waits until so many requests have ended so."""
         deadline = time.monotonic() + timeout
         while True:

@@ -252,6 +252,9 @@ def test_two_workers(tmp_path: Path, engine: StubEngine, databases: Databases) -
         lease_seconds=3,
     )
     program.secrets |= {"database_password": databases.password, "redis_password": databases.redis_password}
+    early = program.command("serve")
+    assert early.returncode == 3, early.stderr
+    assert "python -m boxwright_api migrate" in early.stderr
     with program.serving() as process:
         key = program.key()
         for _ in range(40):
@@ -282,3 +285,4 @@ def test_two_workers(tmp_path: Path, engine: StubEngine, databases: Databases) -
         assert program.figure("in_flight") == 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+    assert "Traceback" not in program.log(), program.log()

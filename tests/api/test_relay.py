@@ -105,6 +105,12 @@ def test_usage_without_the_engine(service: Served, engine: StubEngine) -> None:
     row = service.row()
     assert (row.outcome, row.tokens_out, row.estimated) == ("ok", 5, True)
     assert row.tokens_in > 0
+    for number, model in enumerate(("plain", "ollama"), 2):
+        engine.behave(usage=False, tokens=20)
+        service.post(CHAT, {**ASK, "model": model})
+        row = service.row(number)
+        assert row.estimated
+        assert 10 <= row.tokens_out <= 40
 
 
 @pytest.mark.parametrize(
@@ -287,6 +293,7 @@ def test_engine_away(service: Served, engine: StubEngine, body: dict[str, Any]) 
             assert error(other.post(CHAT, body)) == (502, "engine_unavailable")
             row = other.row()
             assert (row.outcome, row.status, row.code) == ("upstream_error", 502, "engine_unavailable")
+            assert (row.tokens_in, row.tokens_out, row.estimated) == (0, 0, False)
             assert not other.parts.limiter.taken
 
 

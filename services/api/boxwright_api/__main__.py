@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from boxwright_api.settings import SECRETS_VARIABLE, SETTINGS_VARIABLE, Settings
@@ -130,14 +131,16 @@ def _serve(settings: Settings) -> int:
             signal.signal(number, _end)
         server = uvicorn.Server(config)
         server.run()
-        return 0 if server.started else 3
+        return 0 if server.started else STARTUP_FAILURE
     folder = tempfile.mkdtemp(prefix="boxwright-api-")
     os.environ[FOLDER_VARIABLE] = folder
     try:
-        Multiprocess(config, [config.bind_socket()]).run()
+        supervisor = Multiprocess(config, [config.bind_socket()])
+        supervisor.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    # It ends in order when a worker cannot start; whoever started the program must hear of it.
+    return STARTUP_FAILURE if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
 
 
 def _end(number: int, frame: FrameType | None) -> None:
