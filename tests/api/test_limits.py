@@ -341,9 +341,7 @@ async def test_many_requests(limits: Limits) -> None:
         await asyncio.gather(*(client(workers, number) for number in range(100)))
         await until(lambda: _free(workers[0]))
     assert sum(outcomes.values()) == 10_000
-    assert (
-        min(outcomes[one] for one in ("passed", "cancelled", "chat_concurrency_limit", "rate_limit_exceeded")) > 50
-    ), outcomes
+    assert min(outcomes[one] for one in ("passed", "cancelled", "chat_concurrency_limit")) > 50, outcomes
 
 
 async def test_alive(limits: Limits) -> None:
@@ -357,7 +355,7 @@ async def test_thousand_waiters() -> None:
     asked = 0
     free = asyncio.Event()
 
-    async def attempt(held: Held, look: bool) -> Verdict:
+    async def attempt(held: Held, look: bool, foremost: bool) -> Verdict:
         nonlocal asked
         asked += 1
         await asyncio.sleep(0)
@@ -384,7 +382,7 @@ async def test_blocked_keys_ask_in_turns() -> None:
     """Many keys that wait for places of their own are asked a few at a time; each is asked again in the end."""
     asked: Counter[str] = Counter()
 
-    async def attempt(held: Held, look: bool) -> Verdict:
+    async def attempt(held: Held, look: bool, foremost: bool) -> Verdict:
         asked[held.key_id] += 1
         return Verdict(Reason.KEY_PLACES)
 

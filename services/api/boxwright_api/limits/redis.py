@@ -132,10 +132,7 @@ class RedisLimiter:
 
     async def close(self) -> None:
         """See contracts.Limiter. Takes two seconds at most."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await wire.stop(self._tasks)
         await self._line.close()
         for held in self._held.values():
             self._wire.post(RELEASE, *self._commands.release(held.place, held.ask, 0, 0))
@@ -191,9 +188,10 @@ class RedisLimiter:
         except Away:
             return len(self._held)
 
-    async def _attempt(self, held: Held, look: bool) -> Verdict:
+    async def _attempt(self, held: Held, look: bool, foremost: bool) -> Verdict:
         try:
-            return verdict_of(await self._wire.call(ADMIT, *self._commands.admit(held.place, held.ask, look)))
+            keys, arguments = self._commands.admit(held.place, held.ask, look)
+            return verdict_of(await self._wire.call(ADMIT, keys, arguments, urgent=foremost))
         except Away as error:
             if error.sent:
                 self._withdraw(held)
@@ -221,7 +219,7 @@ class RedisLimiter:
     async def _renew(self) -> None:
         if self._held:
             with suppress(Away):
-                await self._wire.call(RENEW, *self._commands.renew(list(self._held.values())))
+                await self._wire.call(RENEW, *self._commands.renew(list(self._held.values())), urgent=True)
 
     async def _listen(self) -> None:
         """Hears of places that other workers give back. What is missed meanwhile is found by the line's poll."""
