@@ -227,16 +227,18 @@ async def test_same_request_id(limits: Limits) -> None:
 async def test_cancelled_at_each_step(limits: Limits) -> None:
     """Wherever a request is cancelled before it has its ticket, nothing of it is left; the next in line goes on."""
     async with limits.open(in_flight=1, wait_ms=LONG, breaker_requests=1000) as (limiter,):
+        tickets = 0
         for busy in (False, True):
             for step in range(60):
                 held = await limiter.admit(ask("held")) if busy else None
+                tickets += busy + 1
                 task = asyncio.create_task(limiter.admit(ask("gone")))
                 follower = asyncio.create_task(limiter.admit(ask("follower")))
-                await _steps(step, 0)
+                await _steps(step)
                 if held and step % 2:
                     await limiter.release(held, 0)
                     held = None
-                    await _steps(step // 8, 0)
+                    await _steps(step // 8)
                 task.cancel()
                 if held:
                     await limiter.release(held, 0)
@@ -246,13 +248,13 @@ async def test_cancelled_at_each_step(limits: Limits) -> None:
                     pass
                 else:
                     await limiter.release(ticket, 0)
-                    assert task.cancelled() is False
+                    tickets += 1
                 async with asyncio.timeout(10):
                     await limiter.release(await follower, 0)
                 await until(lambda: _free(limiter))
         # What was cancelled is not in the window: only those that had a ticket are.
-        used = 1000 - int((await limiter.admit(ask("last"))).headers["x-ratelimit-remaining-requests"])
-        assert 60 + 120 + 1 <= used < 60 + 120 + 1 + 120
+        last = await limiter.admit(ask("last"))
+        assert last.headers["x-ratelimit-remaining-requests"] == str(1000 - tickets - 1)
 
 
 async def test_cancelled_release(limits: Limits) -> None:
@@ -262,7 +264,7 @@ async def test_cancelled_release(limits: Limits) -> None:
             ticket = await limiter.admit(ask("r", tokens_per_day=1000))
             assert ticket.headers["x-ratelimit-remaining-tokens"] == str(1000 - 7 * step)
             task = asyncio.create_task(limiter.release(ticket, 7))
-            await _steps(step + 1, 0)
+            await _steps(step + 1)
             task.cancel()
             await asyncio.wait([task])
             await until(lambda: _free(limiter))
@@ -283,6 +285,8 @@ async def test_cancelled_while_waiting(limits: Limits) -> None:
         await until(lambda: _waiting(limiter, 40))
         for task in tasks[::2]:
             task.cancel()
+        await asyncio.wait(tasks[::2])
+        assert await _waiting(limiter, 20)
         await limiter.release(first, 0)
         await asyncio.wait(tasks)
         assert served == list(range(1, 40, 2))
@@ -420,9 +424,9 @@ def _held(number: int, key: str = "key") -> Held:
     return Held(request_id=f"r{number}", key_id=key, queue_ms=0, place=str(number), ask=ask(f"r{number}", key))
 
 
-async def _steps(count: int, seconds: float) -> None:
+async def _steps(count: int) -> None:
     for _ in range(count):
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(0)
 
 
 async def _true(value: bool) -> bool:

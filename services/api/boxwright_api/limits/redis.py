@@ -10,7 +10,7 @@ keys that begin with `redis_prefix`, each of which expires by itself, and one ch
     freed         the channel: a place was given back
 
 The keys of one script need not be in one slot, so this is for one server, not for a cluster; the server should not
-evict keys (`maxmemory-policy noeviction`), or limits are forgotten. Redis 7.0 or Valkey 7.2 is the oldest that will do.
+evict keys (`maxmemory-policy noeviction`), or limits are forgotten. Nothing newer than Redis 6.0 is used.
 
 A place is a lease of `lease_seconds`, renewed by its worker three times as often, so the places of a killed worker are
 free when their leases end. A worker that was away from Redis for longer takes its places again when it is back, since
@@ -66,7 +66,7 @@ class Commands:
     def admit(self, place: str, ask: Ask, look: bool = False, at: int | str = "") -> tuple[list[str], Strings]:
         """For admission.lua."""
         limits = ask.limits
-        return self._keys(ask), [
+        return [*self._keys(ask), f"{self._prefix}nothing"], [
             place,
             self._lease,
             self._rules.in_flight,

@@ -50,20 +50,15 @@ class Away(Exception):
 
 
 class Script:
-    """A Lua script. `frees`: it may run when Redis has no memory left, since it gives some back.
+    """A Lua script. It has no `#!lua` line, which Redis 6.0 of Ubuntu 22.04 does not know."""
 
-    A script that does not say so is refused as a whole then, before it has done anything (its first line makes that so;
-    Redis 7.0, "Eval flags").
-    """
-
-    def __init__(self, name: str, frees: bool = False) -> None:
+    def __init__(self, name: str) -> None:
         folder = Path(__file__).parent
-        parts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name)]
-        self.text = "\n".join([f"#!lua{' flags=allow-oom' if frees else ''}", *parts])
+        self.text = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-ADMIT, RELEASE, RENEW = Script("admission"), Script("release", frees=True), Script("renew", frees=True)
+ADMIT, RELEASE, RENEW = Script("admission"), Script("release"), Script("renew")
 
 
 @dataclass(eq=False)
