@@ -25,16 +25,20 @@ STACK, REMOVE = "deploys/stack.py", "deploys/remove.py"
 
 
 class _Commands(click.Group):
-    """The top group; `caddy`, `lab`, `mirror` and `token` are read only when they are named or listed."""
+    """The top group; `caddy`, `key`, `lab`, `mirror` and `token` are read only when they are named or listed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), "caddy", "lab", "mirror", "token"]
+        return [*super().list_commands(ctx), "caddy", "key", "lab", "mirror", "token"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "caddy":
             from boxwright.caddy_build.cli import caddy
 
             return caddy
+        if cmd_name == "key":
+            from boxwright.key_cli import key
+
+            return key
         if cmd_name == "lab":
             from boxwright.lab.cli import lab
 
@@ -59,7 +63,7 @@ def cli() -> None:
     """
 
 
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def options_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -68,17 +72,17 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-INVENTORY_OPTIONS = _options(
+INVENTORY_OPTIONS = options_of(
     click.option("-i", "--inventory", type=click.Path(path_type=Path), help="An Ansible inventory."),
     click.option("-l", "--limit", metavar="HOSTS", help="Only these hosts or groups, separated by commas."),
 )
-_FORMAT = _options(
+_FORMAT = options_of(
     click.option("--format", "style", type=click.Choice(FORMATS), default="full", help="How problems are shown."),
     click.option(
         "--json", "style", flag_value="json", help="The same as --format json: the result, on standard output."
     ),
 )
-_RUN = _options(
+_RUN = options_of(
     INVENTORY_OPTIONS,
     _FORMAT,
     click.option("-v", "verbosity", count=True, help="Also what did not change; -vv commands, -vvv their output."),

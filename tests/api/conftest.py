@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from boxwright_api.store.migrate import migrate
 from databases import Databases
 from limiting import Limits
+from served import Served, served
+from stores import Place, settings
+from stub_engine import StubEngine
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +24,28 @@ def databases() -> Iterator[Databases]:
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture(scope="session")
+def stub() -> Iterator[StubEngine]:
+    """One stub engine for all tests; `engine` is it, as new."""
+    with StubEngine() as found:
+        yield found
+
+
+@pytest.fixture
+def engine(stub: StubEngine) -> StubEngine:
+    """A stub engine."""
+    stub.behave()
+    stub.clear()
+    return stub
+
+
+@pytest.fixture
+def service(engine: StubEngine) -> Iterator[Served]:
+    """The service in front of it, with parts in memory."""
+    with served(engine) as found:
+        yield found
 
 
 @pytest.fixture
@@ -38,3 +66,29 @@ def limits(request: pytest.FixtureRequest) -> Limits:
     """Limits that are counted in the process, and in Valkey."""
     found: Limits = Limits() if request.param == "process" else request.getfixturevalue("redis_limits")
     return found
+
+
+@pytest.fixture
+def postgresql(databases: Databases) -> Place:
+    """An empty PostgreSQL database."""
+    return Place("postgresql", settings(databases.database(), database_password=databases.password), databases)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Place:
+    """A SQLite database that is not there yet."""
+    return Place("sqlite", settings(f"sqlite:///{tmp_path}/api.db"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.lab)])
+def empty(request: Any) -> Place:
+    """A database without tables, of either kind."""
+    place: Place = request.getfixturevalue(request.param)
+    return place
+
+
+@pytest.fixture
+def place(empty: Place) -> Place:
+    """A database with all tables, of either kind."""
+    migrate(empty.settings)
+    return empty

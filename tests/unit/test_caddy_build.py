@@ -344,7 +344,7 @@ def test_a_machine_that_cannot_build(fake: Fake, monkeypatch: pytest.MonkeyPatch
 def test_an_interrupted_build_is_completed(fake: Fake, signal_number: signal.Signals) -> None:
     """A process of its own that is killed, or interrupted by Ctrl-C, while Go writes the program."""
     (fake.folder / "stop").touch()
-    process = multiprocessing.get_context("fork").Process(target=interruptible)
+    process = multiprocessing.get_context("fork").Process(target=interruptible, daemon=True)
     process.start()
     wait_until(lambda: (fake.folder / "stopped").exists() or not process.is_alive())
     assert process.pid
@@ -363,6 +363,8 @@ def test_an_interrupted_build_is_completed(fake: Fake, signal_number: signal.Sig
 
 def interruptible() -> None:
     """A build as the main program runs it: nothing of pytest goes on after Ctrl-C."""
+    # A shell starts what runs in the background with Ctrl-C ignored, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         build()
     except KeyboardInterrupt:

@@ -4,3 +4,5 @@ It knows nothing of boxwright; the role `api` writes its settings and starts it.
 implementations each with the same contract (`contracts.py`): the store of keys and usage (PostgreSQL, or SQLite for one
 small box) and the limiter (Redis or Valkey, or in the process for one worker).
 """
+
+VERSION = "0.1.0"

@@ -33,10 +33,13 @@ class Store(Protocol):
         """All keys, the newest first."""
 
     async def put_key(self, key: Key, audit: AuditEntry) -> None:
-        """Insert or replace the key, with its audit entry, in one transaction."""
+        """Insert or replace the key, with its audit entry, in one transaction. A revoked key stays revoked. Raises
+        KeyChanged, and writes nothing, when the key has a `version` and is no longer what was read as that; 0 is a key
+        that must not be there yet.
+        """
 
     async def write_usage(self, rows: Sequence[UsageRow]) -> None:
-        """Insert rows; one that is there already (by request id) is left as it is."""
+        """Insert rows; one that is there already (same request id and time) is left as it is."""
 
     async def usage(self, since: datetime, until: datetime, span: Span, key_id: str | None = None) -> list[UsageSum]:
         """Sums by span (UTC), key and model, oldest first."""
@@ -90,6 +93,9 @@ class Keys(Protocol):
 
 class Usage(Protocol):
     """The usage log (`usage.UsageLog`)."""
+
+    # Rows that were lost, since the start.
+    dropped: int
 
     async def start(self) -> None:
         """Write from now on, first what an earlier process has spilled."""

@@ -39,6 +39,14 @@ class StoreUnavailable(Exception):
     """The database does not answer."""
 
 
+class SchemaError(Exception):
+    """The tables of the database are not those that this version works with."""
+
+
+class KeyChanged(Exception):
+    """Somebody else has changed the key since it was read."""
+
+
 def invalid_key() -> ApiError:
     """No key, an unknown, wrong, revoked or expired one: the same answer, which tells nobody what exists."""
     return ApiError(401, "invalid_api_key", "Missing or wrong API key.", headers={"WWW-Authenticate": "Bearer"})

@@ -14,15 +14,19 @@ Outcome = Literal["ok", "client_closed", "client_closed_early", "upstream_error"
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """An API key as it is stored. The secret itself is nowhere: `digest` is HMAC-SHA256(pepper, secret)."""
+    """An API key as it is stored. The secret itself is nowhere: `digest` is HMAC-SHA256(pepper, secret).
+
+    `version` counts what was written, and is what makes a change that began from an older state fail
+    (`Store.put_key`); None is a key that was not read from a store.
+    """
 
     id: str
     owner: str
-    digest: bytes
+    digest: bytes = field(repr=False)
     pepper: int
     created_at: datetime
     # Of a rotation: the secret before, which is accepted until then.
-    old_digest: bytes | None = None
+    old_digest: bytes | None = field(default=None, repr=False)
     old_pepper: int | None = None
     old_until: datetime | None = None
     expires_at: datetime | None = None
@@ -30,6 +34,7 @@ class Key:
     # None: every model.
     models: tuple[str, ...] | None = None
     limits: KeyLimits = field(default_factory=KeyLimits)
+    version: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 
+from boxwright_api import metrics
 from boxwright_api.limits import wire
 from boxwright_api.limits.line import Line
 from boxwright_api.limits.windows import SECOND, Held, Rules, Verdict, away, headers, refusal, verdict_of
@@ -111,7 +112,7 @@ class Commands:
 
 
 class RedisLimiter:
-    """Who may begin, in all workers. `passed` counts requests that were let in without being counted (`fail_open`)."""
+    """Who may begin, in all workers."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._rules = settings, Rules.of(settings)
@@ -123,7 +124,6 @@ class RedisLimiter:
         self._numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._uncounted = False
-        self.passed = 0
 
     async def start(self) -> None:
         """See contracts.Limiter."""
@@ -205,7 +205,7 @@ class RedisLimiter:
         self._line.woken(held.key_id)
 
     def _pass(self) -> None:
-        self.passed += 1
+        metrics.UNCOUNTED.inc()
         if not self._uncounted:
             self._uncounted = True
             log.error("limits: Redis is away, and `fail_open` lets all requests in without counting them")

@@ -26,6 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from boxwright_api import metrics
 from boxwright_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -118,8 +119,6 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent_until = 0.0
         self.down = True
-        # Posts that were given up because too many were kept.
-        self.dropped = 0
 
     async def start(self) -> None:
         """Connect; when Redis is away, go on trying."""
@@ -134,6 +133,7 @@ class Wire:
         await stop(self._tasks)
         self._fail()
         if self._kept:
+            metrics.UNCHARGED.inc(len(self._kept))
             log.warning("limits: %d releases are lost, since Redis is away", len(self._kept))
         await self._client.aclose()
 
@@ -162,7 +162,7 @@ class Wire:
             oldest = next(iter(self._kept))
             del self._kept[oldest]
             oldest.answer.cancel()
-            self.dropped += 1
+            metrics.UNCHARGED.inc()
         return call.answer
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
