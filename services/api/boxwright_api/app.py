@@ -73,7 +73,7 @@ def create_app_from_settings() -> FastAPI:
     settings = Settings()
     store = open_store(settings)
     keys, usage = KeyRing(settings, store), UsageLog(settings, store)
-    return create_app(Parts(settings, store, open_limiter(settings), keys, usage), router())
+    return create_app(Parts(settings, store, open_limiter(settings, store), keys, usage), router())
 
 
 @contextlib.asynccontextmanager
@@ -83,10 +83,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         await parts.store.start(parts.keys.forget)
         stack.push_async_callback(parts.store.close)
-        await parts.limiter.start()
-        stack.push_async_callback(parts.limiter.close)
         await parts.usage.start()
         stack.push_async_callback(parts.usage.close)
+        # After the usage log, whose rows are what was spent.
+        await parts.limiter.start()
+        stack.push_async_callback(parts.limiter.close)
         app.state.upstream = Upstream(parts.settings)
         stack.push_async_callback(app.state.upstream.close)
         app.state.warmth = health.Warmth(parts, app.state.upstream)
