@@ -22,6 +22,7 @@ from boxwright import openssh
 from boxwright.connection import Connection, from_variables
 from boxwright.errors import BoxwrightError, Failed, Problem, Refused
 from boxwright.inventory import InventoryHost, located
+from boxwright.key_text import clean
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -50,7 +51,8 @@ class _Line(http.client.HTTPConnection):
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
         with theirs:
             self._ssh = subprocess.Popen(
-                openssh.command(self._way, "-W", f"127.0.0.1:{self.port}"),
+                # Whatever the user's own configuration says: below INFO ssh does not tell why the box refused.
+                openssh.command(self._way, "-o", "LogLevel=INFO", "-W", f"127.0.0.1:{self.port}"),
                 env=openssh.environment(self._way),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
@@ -66,7 +68,7 @@ class _Line(http.client.HTTPConnection):
         self._end()
 
     def ended(self) -> tuple[int | None, str]:
-        """How ssh ended, None when it runs or there is none, and the last line of what it said."""
+        """How ssh ended, None when it runs or there is none, and what it said."""
         if self._ssh is None or self._said is None:
             return None, ""
         try:
@@ -74,8 +76,7 @@ class _Line(http.client.HTTPConnection):
         except subprocess.TimeoutExpired:
             return None, ""
         self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").split("\n")
-        return self._ssh.returncode, "; ".join(line.strip() for line in lines[-6:] if line.strip())
+        return self._ssh.returncode, self._said.read().decode(errors="replace").strip()
 
     def _end(self) -> None:
         if self._ssh is not None:
@@ -97,6 +98,8 @@ class AdminApi:
         box: Any = host.box  # the roles are not known to this package
         api = box.api
         self.host, self.development = host, development
+        # Whether it was asked for something whose answer has not come.
+        self.pending = False
         if not api.enabled:
             raise self._refused(
                 "BW042", f"{host.name} has no API service", "api_enabled", "api_enabled: true, and `boxwright apply`"
@@ -109,7 +112,9 @@ class AdminApi:
                 "api_development: true, and `boxwright apply`; or leave --development out",
             )
         self.port: int = api.development_port if development else api.port
-        self._secret: str = (api.development_admin_secret if development else api.admin_secret).get_secret_value()
+        secret = api.development_admin_secret if development else api.admin_secret
+        # As the role writes it to the box; bytes, since http.client would refuse what is not Latin-1.
+        self._bearer: bytes = f"Bearer {secret.get_secret_value().strip()}".encode()
         self._line = _Line(from_variables(host.name, host.variables), self.port)
 
     def __enter__(self) -> AdminApi:
@@ -132,12 +137,12 @@ class AdminApi:
                 return key
         of_owner = [key["id"] for key in known if key["owner"] == id]
         if of_owner:
-            help = f"{id} is an owner: {_listed(of_owner)}"
+            help = f"{clean(id)} is an owner: {_listed(of_owner)}"
         elif near := difflib.get_close_matches(id, [key["id"] for key in known], n=1, cutoff=0.5):
             help = f"did you mean `{near[0]}`?"
         else:
             help = f"it has: {_listed([key['id'] for key in known])}" if known else "boxwright key add OWNER"
-        raise self._refused("BW172", f"the API service of {self.host.name} has no key `{id}`", None, help)
+        raise self._refused("BW172", f"the API service of {self.host.name} has no key `{clean(id)}`", None, help)
 
     def add(self, owner: str, more: Mapping[str, Any]) -> dict[str, Any]:
         """Make a key; the answer's `key` is the secret, which the service does not know any more."""
@@ -178,19 +183,20 @@ class AdminApi:
         return found
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        headers = {
-            "Authorization": f"Bearer {self._secret}",
+        headers: dict[str, str | bytes] = {
+            "Authorization": self._bearer,
             "X-Boxwright-Actor": actor(),
-            "Accept": "application/json",
         }
         if body is not None:
             headers["Content-Type"] = "application/json"
+        self.pending = method != "GET"
         try:
             self._line.request(method, path, None if body is None else json.dumps(body), headers)
             answer = self._line.getresponse()
             text = answer.read(_LARGEST)
         except (OSError, http.client.HTTPException) as error:
-            raise self._no_answer(error, changing=method != "GET") from error
+            raise self._no_answer(error) from error
+        self.pending = False
         try:
             found = json.loads(text)
         except ValueError:
@@ -201,20 +207,21 @@ class AdminApi:
 
     # What went wrong
 
-    def _no_answer(self, error: Exception, *, changing: bool) -> BoxwrightError:
-        """There was no answer, or no whole one. `changing`: it may have been done all the same."""
+    def _no_answer(self, error: Exception) -> BoxwrightError:
+        """There was no answer, or no whole one."""
         name, place = self.host.name, f"127.0.0.1:{self.port}"
-        code, said = self._line.ended()
-        if "prohibited" in said:
+        code, text = self._line.ended()
+        said = next(reversed(text.splitlines()), "").strip()
+        if "administratively prohibited" in text:
             return self._refused(
                 "BW170",
-                f"the SSH server of {name} forwards no connection to {place}: {said}",
+                f"the SSH server of {name} forwards no connection to {place}",
                 None,
                 "allow it for this account: AllowTcpForwarding local (sshd_config(5))",
             )
-        if "open failed" in said or isinstance(error, ConnectionRefusedError):
+        if "open failed" in text or isinstance(error, ConnectionRefusedError):
             return self._refused("BW170", f"no API service answers on {name} at {place}", None, self._look())
-        if changing:
+        if self.pending:
             return Failed(
                 Problem(
                     code="BW205",
@@ -233,7 +240,8 @@ class AdminApi:
     def _said_no(self, status: int, found: Any, method: str, path: str) -> BoxwrightError:
         """The service's own error, as people need it."""
         told = found.get("error") if isinstance(found, dict) else None
-        code, message = (told.get("code"), told.get("message")) if isinstance(told, dict) else (None, None)
+        told = told if isinstance(told, dict) else {}
+        code, message = told.get("code"), clean(str(told.get("message")))
         name = self.host.name
         if status == 401:
             variable = "api_development_admin_secret" if self.development else "api_admin_secret"

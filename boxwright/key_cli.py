@@ -151,7 +151,7 @@ def rotate(id: str, overlap: timedelta, **target: Any) -> None:
         before = _usable(api, id)
         made = api.rotate(id, overlap.total_seconds())
         until = made.get("old_until")
-        words = f"{api.host.name} accepts this key of {before['owner']}; it is not shown again\nthe old one is refused "
+        words = f"{api.host.name} accepts this key of {_whose(before)}; it is not shown again\nthe old one is refused "
         _print(api, made, words + (f"after {key_text.moment(until)}" if until and overlap else "now"))
 
 
@@ -163,10 +163,10 @@ def revoke(id: str, **target: Any) -> None:
     with _api(**target) as api:
         before = api.key(id)
         if before.get("revoked_at"):
-            click.echo(f"the key {id} of {before['owner']} is revoked already", err=True)
+            click.echo(f"the key {id} of {_whose(before)} is revoked already", err=True)
             return
         api.revoke(id)
-        click.echo(f"{api.host.name} refuses the key {id} of {before['owner']} now", err=True)
+        click.echo(f"{api.host.name} refuses the key {id} of {_whose(before)} now", err=True)
 
 
 @key.command(name="set")
@@ -208,7 +208,7 @@ def set_(
     with _api(**target) as api:
         _usable(api, id)
         now = api.change(id, changes)
-        click.echo(f"the key {id} of {now['owner']} on {api.host.name}: {key_text.terms(now)}", err=True)
+        click.echo(f"the key {id} of {_whose(now)} on {api.host.name}: {key_text.terms(now)}", err=True)
 
 
 @key.command(name="list")
@@ -235,8 +235,10 @@ def show(id: str, as_json: bool, **target: Any) -> None:
 
 
 @key.command()
-@click.option("--since", type=_TIME, default="7d", show_default=True, help="From when on.")
-@click.option("--until", type=_TIME, help="Until when; left out: now.")
+@click.option(
+    "--since", type=_TIME, default="7d", show_default=True, help="From when on: a time ago, or the beginning of a day."
+)
+@click.option("--until", type=_TIME, help="Until when: of a day until its beginning. Left out: now.")
 @click.option("--span", type=click.Choice(SPANS), help="Sums for each of these. Left out: for the whole time.")
 @click.option("--key", "id", type=_Words("ID", _id), help="Of this key alone.")
 @click.option(
@@ -315,7 +317,12 @@ def _api(inventory: Path | None, limit: str | None, development: bool) -> Iterat
             Problem(code="BW006", message=f"there are several hosts: {names}", help="choose one with --limit")
         )
     with AdminApi(hosts[0], development=development) as api:
-        yield api
+        try:
+            yield api
+        except KeyboardInterrupt:
+            if api.pending:
+                click.echo("whether that was done is not known: boxwright key list", err=True)
+            raise
 
 
 def _usable(api: AdminApi, id: str) -> dict[str, Any]:
@@ -324,9 +331,13 @@ def _usable(api: AdminApi, id: str) -> dict[str, Any]:
 
     known = api.key(id)
     if known.get("revoked_at"):
-        message = f"the key {id} of {known['owner']} is revoked, which is for good"
+        message = f"the key {id} of {_whose(known)} is revoked, which is for good"
         raise Refused(Problem(code="BW173", message=message, host=api.host.name, help="boxwright key add OWNER"))
     return known
+
+
+def _whose(known: Mapping[str, Any]) -> str:
+    return key_text.clean(known["owner"])
 
 
 def _parted(rest: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -34,8 +34,6 @@ BY_THE_ROLE = {
     *("wait_ms", "breaker_requests", "visitor_requests", "visitor_header", "trusted_proxies", "key_defaults"),
     *("fail_open", "max_body", "max_tokens", "spill"),
 }
-# Has no use yet.
-UNUSED = {"retrieval"}
 
 
 def table(name: str) -> list[list[str]]:
@@ -74,7 +72,7 @@ def test_every_setting_without_a_variable_is_explained_with_its_default() -> Non
     fields = Settings.model_fields
     secret = {name for name, field in fields.items() if SecretStr in getattr(field.annotation, "__args__", ())}
     secret |= {name for name, field in fields.items() if field.annotation is SecretStr}
-    assert set(told) == set(fields) - secret - BY_THE_ROLE - UNUSED
+    assert set(told) == set(fields) - secret - BY_THE_ROLE
     for name, default in told.items():
         assert float(default) == fields[name].default, name
 

@@ -1,99 +1,96 @@
-"""`boxwright key` against the service's own admin API, with the store of a small box, through a real SSH server."""
+"""`boxwright key` and the whole service, a process with the store of a small box, through a real SSH server."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import secrets
+import signal
+import socket
+import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
-import uvicorn
-from boxwright_api import admin
-from boxwright_api.errors import ApiError
-from boxwright_api.keys import KeyRing
-from boxwright_api.parts import Parts
-from boxwright_api.records import Key, UsageRow
-from boxwright_api.settings import ModelRoute, Settings
-from boxwright_api.store import migrate
-from boxwright_api.store.sqlite import SqliteStore
-from fastapi import FastAPI
+from stub_engine import StubEngine
 
 from boxwright import masking
+from boxwright.paths import repository_root
 from tests.unit.admin_api import SECRET
-from tests.unit.key_box import Here, Ssh, api_role, ssh
+from tests.unit.key_box import Here, Ssh, ssh
 
-__all__ = ["api_role", "ssh"]
+__all__ = ["ssh"]
 
 
 class Service:
-    """The admin API on a port of its own, in a thread."""
+    """`python -m boxwright_api`, with two models of the stub engine."""
 
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings(
-            database=f"sqlite:///{folder / 'api.sqlite'}",
-            peppers=f"1:{secrets.token_hex(32)}",
-            admin_secret=SECRET,
-            models=(
-                ModelRoute(name="m", upstream="http://127.0.0.1:1"),
-                ModelRoute(name="n", upstream="http://127.0.0.1:1"),
-            ),
-        )
-        migrate.migrate(self.settings)
-        self.store = SqliteStore(self.settings)
-        self.keys = KeyRing(self.settings, self.store)
-        app = FastAPI()
-        app.include_router(admin.router())
-        unused: Any = None
-        app.state.parts = Parts(self.settings, self.store, unused, self.keys, unused)
-        self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.ready = threading.Event()
-        self.thread.start()
-        assert self.ready.wait(30)
+    def __init__(self, folder: Path, engine: StubEngine) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        (folder / "credentials").mkdir()
+        (folder / "credentials" / "peppers").write_text(f"1:{secrets.token_hex(32)}\n")
+        (folder / "credentials" / "admin_secret").write_text(f"{SECRET}\n")
+        models = [{"name": name, "upstream": engine.url} for name in ("m", "n")]
+        settings = {"port": self.port, "database": f"sqlite:///{folder}/api.sqlite3", "models": models}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(repository_root() / "services" / "api"),
+            "BOXWRIGHT_API_SETTINGS": str(folder / "settings.json"),
+            "CREDENTIALS_DIRECTORY": str(folder / "credentials"),
+        }
+        self.log = folder / "log"
+        self.run("migrate").wait(60)
+        self.process = self.run()
+        deadline = time.monotonic() + 60
+        while not self.answers():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
 
-    def run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_until_complete(self.serve())
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "boxwright_api", *arguments]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
-    async def serve(self) -> None:
-        await self.store.start(self.keys.forget)
-        serving = asyncio.create_task(self.server.serve())
-        while not self.server.started:
-            await asyncio.sleep(0.01)
-        self.port: int = self.server.servers[0].sockets[0].getsockname()[1]
-        self.ready.set()
-        await serving
-        await self.store.close()
-
-    def do(self, coroutine: Any) -> Any:
-        """The result of a coroutine in the service's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
-
-    def owner(self, key: str) -> str | None:
-        """Who the service takes the bearer of `key` for."""
+    def answers(self) -> bool:
         try:
-            found: Key = self.do(self.keys.authenticate(f"Bearer {key}"))
-        except ApiError as refused:
-            return None if refused.code == "invalid_api_key" else refused.code
-        return found.owner
+            return httpx.get(f"http://127.0.0.1:{self.port}/api/v1/ready", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def models(self, key: str) -> list[str] | int:
+        """What a client with this key is told, or the status that refuses it."""
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = httpx.get(f"http://127.0.0.1:{self.port}/v1/models", headers=headers, timeout=30)
+        return [model["id"] for model in answer.json()["data"]] if answer.status_code == 200 else answer.status_code
+
+    def chat(self, key: str) -> tuple[int, str | None]:
+        """Status and code of a chat."""
+        headers, body = (
+            {"Authorization": f"Bearer {key}"},
+            {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+        )
+        answer = httpx.post(f"http://127.0.0.1:{self.port}/v1/chat/completions", headers=headers, json=body, timeout=30)
+        return answer.status_code, answer.json().get("error", {}).get("code")
 
     def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(30)
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path)
-    yield running
-    running.stop()
+    with StubEngine() as engine:
+        running = Service(tmp_path, engine)
+        yield running
+        running.stop()
 
 
 @pytest.fixture
@@ -114,7 +111,7 @@ def test_the_life_of_a_key(key: Here, service: Service) -> None:
     assert done.code == 0, done.problems
     first = done.out.strip()
     id = first.split("_")[1]
-    assert service.owner(first) == "laptop"
+    assert service.models(first) == ["m"]
 
     (listed,) = key("list", "--json").json()
     assert (listed["id"], listed["owner"], listed["state"], listed["models"]) == (id, "laptop", "active", ["m"])
@@ -127,20 +124,21 @@ def test_the_life_of_a_key(key: Here, service: Service) -> None:
 
     # What is not named stays.
     done = key(
-        "set", id, "--owner", "phone", "--tokens-per-day", "none", "--requests-per-minute", "60", "--expires", "never"
+        "set", id, "--owner", "phone", "--tokens-per-day", "none", "--tokens-per-minute", "60", "--expires", "never"
     )
     assert (done.code, done.out) == (0, "")
-    assert "for ever; models: m; limits: 60 requests/min, 2 at a time" in done.err
-    assert service.owner(first) == "phone"
+    assert "for ever; models: m; limits: 60 tokens/min, 2 at a time" in done.err
+    assert key("set", id, "--all-models").code == 0
+    assert service.models(first) == ["m", "n"]
 
     second = key("rotate", id, "--overlap", "1h").out.strip()
     assert second != first
-    assert service.owner(first) == service.owner(second) == "phone"
+    assert service.models(first) == service.models(second) == ["m", "n"]
     third = key("rotate", id, "--overlap", "0h").out.strip()
-    assert (service.owner(first), service.owner(second), service.owner(third)) == (None, None, "phone")
+    assert (service.models(first), service.models(second), service.models(third)) == (401, 401, ["m", "n"])
 
     assert key("revoke", id).code == 0
-    assert service.owner(third) is None
+    assert service.models(third) == 401
     assert key("revoke", id).code == 0
     done = key("rotate", id)
     assert (done.code, done.out, done.problems[0].code) == (2, "", "BW173")
@@ -148,10 +146,11 @@ def test_the_life_of_a_key(key: Here, service: Service) -> None:
 
     entries = key("audit", "--json").json()
     mine = [entry["action"] for entry in entries if entry["target"] == id and entry["actor"].startswith("anna@")]
-    assert mine == ["key.revoke", "key.rotate", "key.rotate", "key.change", "key.add"]
+    assert mine == ["key.revoke", "key.rotate", "key.rotate", "key.change", "key.change", "key.add"]
     told = key("audit").out
     assert "anna@" in told
-    assert not [made for made in (first, second, third) if made in told or made in json.dumps(entries)]
+    everything = told + json.dumps(entries) + service.log.read_text()
+    assert not [made for made in (first, second, third, SECRET) if made in everything]
 
 
 def test_what_the_service_refuses(key: Here, service: Service) -> None:
@@ -168,39 +167,24 @@ def test_what_the_service_refuses(key: Here, service: Service) -> None:
     assert key("list").problems[0].code == "BW171"
 
 
-def test_usage_is_what_the_log_has(key: Here, service: Service) -> None:
-    id = key("add", "laptop").out.split("_")[1]
-    at = datetime.now(UTC) - timedelta(days=1)
+def test_usage_is_what_clients_did(key: Here, service: Service) -> None:
+    made = key("add", "laptop", "--requests-per-minute", "3").out.strip()
+    id = made.split("_")[1]
+    assert [service.chat(made) for _ in range(4)] == [(200, None)] * 3 + [(429, "rate_limit_exceeded")]
+    assert service.chat("bw_none0000_nothing")[0] == 401
 
-    def row(number: int, **more: Any) -> UsageRow:
-        fields: dict[str, Any] = {
-            "request_id": f"r{number}",
-            "at": at,
-            "key_id": id,
-            "route": "/v1/chat/completions",
-            "model": "m",
-            "status": 200,
-            "outcome": "ok",
-            "tokens_in": 10,
-            "tokens_out": 100,
-        }
-        return UsageRow(**{**fields, **more})
+    def rows() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = key("usage", "--json", "--key", id).json()
+        return found
 
-    service.do(
-        service.store.write_usage(
-            [
-                row(1),
-                row(2, outcome="client_closed"),
-                row(3, status=429, outcome="limited", tokens_in=0, tokens_out=0),
-                row(4, key_id=None, model=None, status=401, outcome="refused", tokens_in=0, tokens_out=0),
-                row(5, at=at - timedelta(days=30)),
-            ]
-        )
-    )
-    lines = [line.split() for line in key("usage").out.splitlines()]
-    assert lines[2] == ["laptop", id, "m", "3", "1", "1", "20", "200"]
-    assert lines[-1][-5:] == ["4", "2", "1", "20", "200"]
-    assert key("usage", "--since", "60d", "--key", id).out.splitlines()[-1].split()[-1] == "300"
-    assert f"laptop ({id}): 220" in key("usage", "--plot").out
-    rows = key("usage", "--json", "--span", "hour").json()
-    assert {one["start"][:13] for one in rows} == {f"{at:%Y-%m-%dT%H}"}
+    # Usage is written in batches.
+    deadline = time.monotonic() + 30
+    while sum(row["requests"] for row in rows()) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (row,) = rows()
+    assert (row["owner"], row["model"], row["requests"], row["refused"]) == ("laptop", "m", 4, 1)
+    assert row["tokens_out"] == 15  # the stub's five of each answer
+    lines = [line.split() for line in key("usage", "--key", id).out.splitlines()]
+    assert lines[1] == ["laptop", id, "m", "4", "1", "0", str(row["tokens_in"]), "15"]
+    assert f"laptop ({id}): {row['tokens_in'] + 15}" in key("usage", "--plot").out
+    assert ["-", "-"] in [line.split()[:2] for line in key("usage").out.splitlines()]

@@ -14,10 +14,10 @@ import pytest
 
 from boxwright import cli
 from boxwright.errors import BoxwrightError
-from boxwright.settings import Generated, Port, RoleSettings, Secret
 from tests.unit.admin_api import SECRET
 
 HERE = Path(__file__).parent
+LOGIN = "login-word-of-the-box"
 HOST = """
       ansible_host: 127.0.0.1
       ansible_port: {ssh.port}
@@ -29,29 +29,6 @@ HOST = """
       api_port: {port}
       api_admin_secret: {secret}
 """
-
-
-class ApiSettings(RoleSettings, prefix="api"):
-    enabled: bool = False
-    port: Port = 8000
-    development: bool = False
-    development_port: Port = 8010
-    admin_secret: Secret = Generated(description="x")
-    development_admin_secret: Secret = Generated(description="x")
-
-
-@pytest.fixture(autouse=True)
-def api_role(monkeypatch):
-    from boxwright import inventory
-
-    real = inventory.box_class()
-    if "api" in real.model_fields:
-        return
-
-    class Box(real):
-        api: ApiSettings
-
-    monkeypatch.setattr(inventory, "box_class", lambda: Box)
 
 
 class Run:
@@ -74,7 +51,7 @@ class Ssh:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
         (folder / "authorized.pub").write_text((folder / "key.pub").read_text())
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "ssh_server.py", folder], stdout=subprocess.PIPE, text=True
+            [sys.executable, HERE / "ssh_server.py", folder, "--password", LOGIN], stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout
         self.port = int(self.process.stdout.readline())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,9 +19,9 @@ import pytest
 
 from boxwright import cli, key_cli, masking, openssh
 from tests.unit.admin_api import SECRET, AdminApi, Handler, error, shown
-from tests.unit.key_box import Here, Ssh, api_role, ssh
+from tests.unit.key_box import LOGIN, Here, Ssh, ssh
 
-__all__ = ["api_role", "ssh"]
+__all__ = ["ssh"]
 
 
 @pytest.fixture
@@ -168,6 +170,8 @@ def test_a_rotation_without_overlap(key: Here, service: AdminApi) -> None:
 
 def test_a_key_is_revoked(key: Here, service: AdminApi) -> None:
     service.put("Aaaa0001", "laptop")
+    service.put("Bbbb0002", "evil\x1b[2J")
+    assert "of evil?[2J now" in key("revoke", "Bbbb0002").err
     done = key("revoke", "Aaaa0001")
     assert (done.code, done.out) == (0, "")
     assert "box refuses the key Aaaa0001 of laptop now" in done.err
@@ -374,7 +378,7 @@ def test_a_picture_in_the_terminal(key: Here, service: AdminApi, monkeypatch: py
         "2026-11-03   557  ▓▓▓▓▓",
         "2026-11-04     0",
     ]
-    assert key("usage", *NOVEMBER, "--plot").out.splitlines() == expected
+    assert key("usage", "--plot", *NOVEMBER).out.splitlines() == expected
     monkeypatch.setenv("NO_COLOR", "1")
     plain = [line.replace("█", "#").replace("▓", "=") for line in expected]
     assert key("usage", *NOVEMBER, "--plot", "-").out.splitlines() == plain
@@ -442,6 +446,19 @@ def test_the_secret_is_in_no_argument_environment_or_output(key: Here, service: 
     # The service sees it come from its own loopback.
     assert {each["host"] for each in service.seen} == {f"127.0.0.1:{service.port}"}
     assert len(service.connections) == 1
+
+
+def test_a_login_by_password(key: Here, service: AdminApi) -> None:
+    text = key.inventory.read_text()
+    with_key = f"ansible_ssh_private_key_file: {key.ssh.folder}/key"
+    key.inventory.write_text(text.replace(with_key, f"ansible_password: {LOGIN}"))
+    done = key("add", "laptop")
+    assert done.code == 0, done.problems
+    assert service.shown_to_others == []
+    key.inventory.write_text(text.replace(with_key, "ansible_password: another-word-than-the-boxes"))
+    done = key("list")
+    assert (done.code, done.problems[0].code) == (1, "BW104")
+    assert "another-word" not in f"{done.problems}{done.err}"
 
 
 def test_no_port_is_opened_on_this_machine(key: Here, service: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,7 +539,11 @@ def test_a_service_that_is_not_there(key: Here, service: AdminApi) -> None:
             "BW170",
             "forwards no connection",
         ),
-        ("ssh: connect to host 127.0.0.1 port 22: No route to host\\r\\n", "BW104", "No route to host"),
+        (
+            "Warning: a banner\\r\\nssh: connect to host 127.0.0.1 port 22: No route to host\\r\\n",
+            "BW104",
+            "no SSH connection to box: ssh: connect to host 127.0.0.1 port 22: No route to host",
+        ),
     ],
 )
 def test_what_openssh_says_is_understood(
@@ -582,6 +603,21 @@ def test_what_the_service_says_is_told(
     assert words in done.problems[0].message
 
 
+def test_a_service_that_says_nothing(key: Here, service: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    service.faults["GET", "/admin/keys"] = lambda _: ended.wait(60)
+    monkeypatch.setattr("boxwright.api_admin.TIMEOUT", 1.0)
+    done = key("list")
+    ended.set()
+    assert (done.code, done.problems[0].code) == (2, "BW170")
+    assert "gave no answer: timed out" in done.problems[0].message
+
+
+def test_a_secret_beyond_latin_letters(key: Here, service: AdminApi) -> None:
+    key.write(secret="пароль-администратора-0123456789")
+    assert key("list").problems[0].code == "BW171"
+
+
 def test_a_question_that_was_cut_changed_nothing(key: Here, service: AdminApi) -> None:
     service.faults["GET", "/admin/keys"] = cut
     done = key("list")
@@ -591,13 +627,59 @@ def test_a_question_that_was_cut_changed_nothing(key: Here, service: AdminApi) -
     assert (done.code, done.problems[0].code) == (1, "BW205")
 
 
-def test_an_interruption_ends_it(key: Here, service: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+# As processes
 
-    monkeypatch.setattr("boxwright.api_admin.AdminApi.add", interrupted)
-    done = key("add", "x")
-    assert (done.code, done.out) == (130, "")
+COMMAND = "from boxwright import cli; cli.main()"
+
+
+def process(*arguments: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", COMMAND, "key", *arguments]
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_new_key_is_on_standard_output_and_nowhere_else(key: Here, service: AdminApi, tmp_path: Path) -> None:
+    command = process("add", "laptop")
+    out, err = command.communicate(timeout=120)
+    assert (command.returncode, out) == (0, f"bw_New00000_{1:043d}\n")
+    everything = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert f"{1:043d}" not in everything + err
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_interruption_ends_it(key: Here, service: AdminApi, method: str) -> None:
+    asked, ended = threading.Event(), threading.Event()
+
+    def silent(_: Handler) -> None:
+        asked.set()
+        ended.wait(60)
+
+    service.faults[method, "/admin/keys"] = silent
+    command = process("add", "laptop")
+    assert asked.wait(60)
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    ended.set()
+    assert (command.returncode, out) == (130, "")
+    assert ("whether that was done is not known" in err) == (method == "POST")
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_went_away_is_no_traceback(key: Here, service: AdminApi) -> None:
+    filled(service)
+    command = process("list")
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert "Traceback" not in command.stderr.read()
+    assert command.wait(60) == 1
 
 
 # Help

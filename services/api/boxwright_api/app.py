@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from boxwright_api import VERSION, health, metrics, routes
+from boxwright_api.client import error_headers
 from boxwright_api.edge import Edge, not_found, quiet
 from boxwright_api.errors import ApiError, StoreUnavailable, unavailable
 from boxwright_api.parts import Parts
@@ -72,7 +73,7 @@ def create_app_from_settings() -> FastAPI:
     settings = Settings()
     store = open_store(settings)
     keys, usage = KeyRing(settings, store), UsageLog(settings, store)
-    return create_app(Parts(settings, store, open_limiter(settings), keys, usage), router())
+    return create_app(Parts(settings, store, open_limiter(settings, store), keys, usage), router())
 
 
 @contextlib.asynccontextmanager
@@ -82,10 +83,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         await parts.store.start(parts.keys.forget)
         stack.push_async_callback(parts.store.close)
-        await parts.limiter.start()
-        stack.push_async_callback(parts.limiter.close)
         await parts.usage.start()
         stack.push_async_callback(parts.usage.close)
+        # After the usage log, whose rows are what was spent.
+        await parts.limiter.start()
+        stack.push_async_callback(parts.limiter.close)
         app.state.upstream = Upstream(parts.settings)
         stack.push_async_callback(app.state.upstream.close)
         app.state.warmth = health.Warmth(parts, app.state.upstream)
@@ -107,10 +109,7 @@ async def _count_losses(parts: Parts) -> None:
 
 
 def _answer(error: ApiError) -> Response:
-    head = dict(error.headers)
-    if error.retry_after is not None:
-        head["Retry-After"] = str(max(1, round(error.retry_after)))
-    return Response(error.body(), error.status, head, "application/json")
+    return Response(error.body(), error.status, error_headers(error), "application/json")
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -129,10 +129,6 @@ class Settings(BaseSettings):
     connect_seconds: float = Field(5, gt=0)
     first_byte_seconds: float = Field(600, gt=0)
     idle_seconds: float = Field(300, gt=0, description="Silence in an answer after which it is given up.")
-    retrieval: str = Field(
-        "", pattern=r"^(http://.+)?$", description="Qdrant, for the retrieval hook; empty: the hook is off."
-    )
-    retrieval_key: SecretStr | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

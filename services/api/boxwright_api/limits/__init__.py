@@ -12,12 +12,12 @@ Two limiters have this contract: `redis.RedisLimiter` for any number of workers,
 
 from __future__ import annotations
 
-from boxwright_api.contracts import Limiter
+from boxwright_api.contracts import Limiter, Store
 from boxwright_api.limits.memory import MemoryLimiter
 from boxwright_api.limits.redis import RedisLimiter
 from boxwright_api.settings import Settings
 
 
-def open_limiter(settings: Settings) -> Limiter:
-    """The limiter that the settings want; `start` connects it."""
-    return RedisLimiter(settings) if settings.redis else MemoryLimiter(settings)
+def open_limiter(settings: Settings, store: Store | None = None) -> Limiter:
+    """The limiter that the settings want; `start` connects it. One in the process reads what was spent in `store`."""
+    return RedisLimiter(settings) if settings.redis else MemoryLimiter(settings, store)

@@ -180,7 +180,11 @@ class Ledger:
         if ask.limits.tokens_per_minute:
             self._tokens[ask.key_id].purge(at)
             self._tokens[ask.key_id].add(tokens, at)
-        budget = self._budgets[ask.key_id]
+        self.spend(ask.key_id, tokens, utc)
+
+    def spend(self, key_id: str, tokens: int, utc: int) -> None:
+        """Take tokens out of the key's budgets of that day and month; called in the order of time."""
+        budget = self._budgets[key_id]
         budget.turn(*calendar(utc)[:2])
         budget.day_tokens += tokens
         budget.month_tokens += tokens

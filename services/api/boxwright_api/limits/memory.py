@@ -1,26 +1,33 @@
 """Limits in the process, for one worker: the same contract without Redis.
 
-Counts live as long as the process: a restart begins with empty windows and budgets. Places need no lease, since they
-end with the only process that could hold them.
+Windows live as long as the process: a restart begins with empty ones. Budgets of a day and a month go on from what the
+usage log has. Places need no lease, since they end with the only process that could hold them.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
+from boxwright_api.contracts import Store
+from boxwright_api.errors import StoreUnavailable
 from boxwright_api.limits.ledger import Ledger
 from boxwright_api.limits.line import Line
 from boxwright_api.limits.windows import Held, Rules, Verdict, headers, refusal
 from boxwright_api.records import Ask, Ticket
 from boxwright_api.settings import Settings
 
+log = logging.getLogger("boxwright_api")
+
 
 class MemoryLimiter:
-    """Who may begin, in this process."""
+    """Who may begin, in this process. `store` has the usage log; without it budgets begin anew."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+        self._store = store
         self._rules = Rules.of(settings)
         self._ledger = Ledger(self._rules)
         self._line = Line(self._attempt, self._undo, settings.wait_ms / 1000)
@@ -28,7 +35,20 @@ class MemoryLimiter:
         self._numbers = count()
 
     async def start(self) -> None:
-        """Nothing to connect to."""
+        """Nothing to connect to; what was spent this month is read from the store, which has been started."""
+        if self._store is None:
+            return
+        now = datetime.now(UTC)
+        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        try:
+            spent = await self._store.usage(month, now + timedelta(minutes=1), "day")
+        except StoreUnavailable:
+            log.warning("the database does not answer: budgets of this day and month begin anew")
+            return
+        for row in spent:
+            if row.key_id is not None:
+                at = int(row.start.timestamp()) * 1_000_000
+                self._ledger.spend(row.key_id, row.tokens_in + row.tokens_out, at)
 
     async def close(self) -> None:
         """Give all places back."""
@@ -61,7 +81,7 @@ class MemoryLimiter:
         """Places that are taken."""
         return self._ledger.taken
 
-    async def _attempt(self, held: Held, look: bool) -> Verdict:
+    async def _attempt(self, held: Held, look: bool, foremost: bool) -> Verdict:
         return self._ledger.admit(held.place, held.ask, *_now(), look)
 
     def _undo(self, held: Held) -> None:
