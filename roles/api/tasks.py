@@ -255,7 +255,7 @@ def service(box: Box, instance: Instance) -> Service:
         stop_timeout=box.api.stop_seconds + 30,
         sandbox_exceptions={**_writes(instance), **outside},
         # Two for each stream.
-        settings={"LimitNOFILE": "65536"},
+        settings={"LimitNOFILE": systems.open_files(box.system)},
     )
 
 
