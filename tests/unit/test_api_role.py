@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import plistlib
 import re
 import sqlite3
 import stat
@@ -246,6 +247,8 @@ def test_on_a_mac_one_process_prepares_the_database_and_becomes_the_service() ->
     assert "<string>_boxwright-api-production</string>" in text
     assert "<string>database_password:/etc/boxwright/api/production/database_password</string>" in text
     assert "<string>/var/run/boxwright-credentials/boxwright-api-production</string>" in text
+    # More than every Mac has, and launchd would not start it.
+    assert plistlib.loads(text.encode())["HardResourceLimits"] == {"NumberOfFiles": 10240}
     assert "/opt/homebrew/opt/python@3.13" in api.interpreter(box)
     for other in (postgresql.service(box, DEBIAN), redis.service(box, DEBIAN)):
         assert plist(other)
