@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 from boxwright_api.store.migrate import migrate
 from databases import Databases
+from hypothesis import settings as hypothesis_settings
 from running import Running
 from served import Served, served
 from stores import Place, settings
 from stub_engine import StubEngine
+
+# How long an example takes says nothing on a busy machine.
+hypothesis_settings.register_profile("patient", deadline=None)
+hypothesis_settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -85,22 +84,22 @@ class Served:
         more.setdefault("headers", KEY)
         return httpx.post(self.url + path, content=content, timeout=30, **more)
 
-    def row(self, number: int = 1, timeout: float = 10) -> UsageRow:
+    def row(self, number: int = 1, timeout: float = 30) -> UsageRow:
         """The newest row, when there are so many."""
         return self.rows(number, timeout)[-1]
 
-    def rows(self, number: int, timeout: float = 10) -> list[UsageRow]:
+    def rows(self, number: int, timeout: float = 30) -> list[UsageRow]:
         """All rows, when there are so many."""
         until(lambda: len(self.parts.usage.rows) >= number, timeout)
         assert len(self.parts.usage.rows) == number, self.parts.usage.rows
         return self.parts.usage.rows
 
-    def free(self, timeout: float = 10) -> None:
+    def free(self, timeout: float = 30) -> None:
         """Waits until no place is taken."""
         until(lambda: not self.parts.limiter.taken and not self.parts.limiter.waiting, timeout)
 
 
-def until(true: Any, timeout: float = 10) -> float:
+def until(true: Any, timeout: float = 30) -> float:
     """Waits until it is; returns when it was."""
     deadline = time.monotonic() + timeout
     while not true():
@@ -117,8 +116,3 @@ def served(engine: StubEngine, **changes: Any) -> Iterator[Served]:
         until(lambda: all(service.app.state.warmth.models.values()))
         engine.clear()
         yield service
-
-
-async def wait(seconds: float) -> None:
-    """For tests that run coroutines."""
-    await asyncio.sleep(seconds)

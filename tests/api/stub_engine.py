@@ -37,6 +37,8 @@ class Behaviour:
     pace: float = 0.0
     # Before anything is answered.
     wait: float = 0.0
+    # Nothing is answered until the test says `open`.
+    gate: bool = False
     # Between the headers of a stream and its first chunk.
     first_wait: float = 0.0
     # Answer with this status and error instead.
@@ -94,6 +96,7 @@ class StubEngine:
         self.most = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._gate = asyncio.Event()
         self._thread: threading.Thread | None = None
 
     # In a thread.
@@ -120,6 +123,16 @@ class StubEngine:
         """From now on; what is not named is as at the start."""
         self.behaviour = replace(Behaviour(), **changes)
 
+    def open(self) -> None:
+        """All that wait at the gate are answered; whoever comes later waits until the next time."""
+
+        def swing() -> None:
+            self._gate.set()
+            self._gate = asyncio.Event()
+
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(swing)
+
     def clear(self) -> None:
         """Forget what was."""
         self.records.clear()
@@ -129,7 +142,7 @@ class StubEngine:
         """The newest request, of this path."""
         return next(record for record in reversed(self.records) if path in (None, record.path))
 
-    def until(self, end: str, count: int = 1, timeout: float = 10.0) -> list[Record]:
+    def until(self, end: str, count: int = 1, timeout: float = 30.0) -> list[Record]:
         """Waits until so many requests have ended so."""
         deadline = time.monotonic() + timeout
         while True:
@@ -236,8 +249,7 @@ class StubEngine:
     ) -> web.StreamResponse:
         """A plain answer."""
         with self._running(record):
-            if how.wait:
-                await asyncio.sleep(how.wait)
+            await self._wait(how)
             headers = dict(how.headers)
             if how.status != 200:
                 error = how.error or (
@@ -267,8 +279,7 @@ class StubEngine:
         if how.status != 200:
             return await self._answer(request, record, how, dict, ollama=kind != "text/event-stream")
         with self._running(record):
-            if how.wait:
-                await asyncio.sleep(how.wait)
+            await self._wait(how)
             response = web.StreamResponse(headers={"Content-Type": kind, **dict(how.headers)})
             await response.prepare(request)
             if how.first_wait:
@@ -295,6 +306,12 @@ class StubEngine:
                 await self._write(response, data, how)
             await response.write_eof()
             return response
+
+    async def _wait(self, how: Behaviour) -> None:
+        if how.gate:
+            await self._gate.wait()
+        if how.wait:
+            await asyncio.sleep(how.wait)
 
     async def _write(self, response: web.StreamResponse, data: bytes, how: Behaviour) -> None:
         data = data.replace(b"@SENT@", b"%.6f" % time.monotonic())

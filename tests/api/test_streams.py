@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import orjson
 import pytest
 from boxwright_api.ollama import ollama_call
@@ -27,7 +29,7 @@ USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3, "t
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     """The same bytes in pieces."""
     borders = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
-    return [data[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(borders)]
 
 
 def through(stream: Stream, pieces: list[bytes]) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from boxwright_api.settings import SECRETS_VARIABLE, SETTINGS_VARIABLE, Settings
@@ -41,13 +42,19 @@ LOGGING: dict[str, Any] = {
 
 
 class Ours(logging.Filter):
-    """uvicorn calls it an error when an answer ends without its last chunk; here that is how a client is told that a
-    stream is broken (`relay.Exchange`).
+    """What uvicorn logs, for whoever operates this service.
+
+    It calls it an error when an answer ends without its last chunk; here that is how a client is told that a stream is
+    broken (`relay.Exchange`). And a database of another version is no fault of the program, to be shown with its lines.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written."""
-        return record.getMessage() != "ASGI callable returned without completing response."
+        text = record.getMessage()
+        last = text.rstrip().rpartition("\n")[2]
+        if last.startswith("boxwright_api.errors.SchemaError: "):
+            record.msg, record.args = last.partition(": ")[2], None
+        return text != "ASGI callable returned without completing response."
 
 
 def main() -> int:
@@ -124,14 +131,16 @@ def _serve(settings: Settings) -> int:
             signal.signal(number, _end)
         server = uvicorn.Server(config)
         server.run()
-        return 0 if server.started else 3
+        return 0 if server.started else STARTUP_FAILURE
     folder = tempfile.mkdtemp(prefix="boxwright-api-")
     os.environ[FOLDER_VARIABLE] = folder
     try:
-        Multiprocess(config, [config.bind_socket()]).run()
+        supervisor = Multiprocess(config, [config.bind_socket()])
+        supervisor.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    # It ends in order when a worker cannot start; whoever started the program must hear of it.
+    return STARTUP_FAILURE if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from boxwright_api import VERSION, health, metrics, routes
+from boxwright_api.client import error_headers
 from boxwright_api.edge import Edge, not_found, quiet
 from boxwright_api.errors import ApiError, StoreUnavailable, unavailable
 from boxwright_api.parts import Parts
@@ -107,10 +108,7 @@ async def _count_losses(parts: Parts) -> None:
 
 
 def _answer(error: ApiError) -> Response:
-    head = dict(error.headers)
-    if error.retry_after is not None:
-        head["Retry-After"] = str(max(1, round(error.retry_after)))
-    return Response(error.body(), error.status, head, "application/json")
+    return Response(error.body(), error.status, error_headers(error), "application/json")
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import TracebackType
@@ -143,14 +144,18 @@ def _too_large(most: int) -> ApiError:
     return ApiError(413, "request_too_large", f"The request is larger than {most} bytes.")
 
 
+def error_headers(error: ApiError) -> dict[str, str]:
+    """Headers of a refusal: its own, and when to ask again, in whole seconds (RFC 9110, 10.2.3) and never at once."""
+    if error.retry_after is None:
+        return error.headers
+    return {**error.headers, "Retry-After": str(max(1, math.ceil(error.retry_after)))}
+
+
 async def refuse(send: Send, error: ApiError, body: Body | None = None) -> None:
     """Answers with an error. When the client is still sending much, the connection ends with it."""
     data = error.body()
     head = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    head += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
-    if error.retry_after is not None:
-        # Whole seconds (RFC 9110, 10.2.3), and never 0, which would be an invitation to hammer.
-        head.append((b"retry-after", str(max(1, round(error.retry_after + 0.499))).encode()))
+    head += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error_headers(error).items()]
     close = body is not None and body.rest and (body.length is None or body.length > SMALL)
     if close:
         head.append((b"connection", b"close"))

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from boxwright_api import metrics
 from boxwright_api.client import Body, headers, refuse
+from boxwright_api.engines import PATHS
 from boxwright_api.errors import ApiError
 from boxwright_api.records import UsageRow
 
@@ -28,6 +29,10 @@ PROXY = re.compile(rb"^(?:forwarded|via|x-forwarded-.+|x-real-ip|cf-.+|tailscale
 # A key does not belong in an address: addresses are logged by every proxy on the way.
 KEY_NAMES = frozenset(("key", "api_key", "api-key", "apikey", "access_token", "token", "authorization"))
 KEY_VALUE = re.compile(r"bw_[A-Za-z0-9]{8}_")
+
+
+# What a row of usage calls an address; never a client's own words, which would be labels of figures without number.
+ROUTES = {path: offer for offer, path in PATHS.items()} | {"/v1/models": "models"}
 
 
 class Edge:
@@ -110,7 +115,7 @@ def note(scope: Scope, error: ApiError | None, **more: Any) -> None:
     row = UsageRow(
         request_id=scope["boxwright.request_id"],
         at=datetime.now(UTC),
-        route=more.pop("route", scope["path"].removeprefix("/v1/").partition("/")[0][:32]),
+        route=more.pop("route", None) or ROUTES.get(scope["path"], "other"),
         key_id=more.pop("key_id", None),
         model=None,
         status=status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,8 @@ ENDS: dict[Offer, Literal["done", "response", "closed"]] = {
     "images": "closed",
 }
 
+# A code of an engine's error as it may become a label of a figure.
+CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
 # A plain answer as the client gets it, and what it has cost.
 Plain = Callable[[bytes], tuple[bytes, Tokens | None]]
 
@@ -94,7 +97,7 @@ def refusal(status: int, data: bytes, retry_after: str | None) -> tuple[int, byt
     An OpenAI-style body is handed on; other words are put into one. That the engine wants another key than ours is
     nothing the client could cure, and neither is a redirection.
     """
-    if status in (401, 403) or status < 400:
+    if status in (401, 403) or not 400 <= status <= 599:
         error = ApiError(
             502, "engine_refused", f"The engine refused the service itself ({status}).", kind="server_error"
         )
@@ -107,7 +110,7 @@ def refusal(status: int, data: bytes, retry_after: str | None) -> tuple[int, byt
     found = body.get("error") if isinstance(body, dict) else None
     if isinstance(found, dict) and isinstance(found.get("message"), str):
         code = found.get("code")
-        return status, data, code if isinstance(code, str) else "engine_error", headers
+        return status, data, code if isinstance(code, str) and CODE.match(code) else "engine_error", headers
     text = found if isinstance(found, str) else None
     if text is None and isinstance(body, dict):
         text = next((value for name in ("message", "detail") if isinstance(value := body.get(name), str)), None)

@@ -25,7 +25,7 @@ from boxwright_api.parts import Parts
 from boxwright_api.records import Ask, Key, Outcome, Ticket, UsageRow
 from boxwright_api.schemas import check, check_limits, limited
 from boxwright_api.settings import KeyLimits, ModelRoute, Offer
-from boxwright_api.streams import Stream, Tokens, texts_of
+from boxwright_api.streams import Stream, Tokens, letters_of, texts_of
 from boxwright_api.upstream import Upstream
 
 log = logging.getLogger("boxwright_api")
@@ -78,6 +78,8 @@ class Exchange:
         self.passed = False
         self.tokens: Tokens | None = None
         self.stream: Stream | None = None
+        # Of a plain answer without usage.
+        self.letters = 0
         self.ended = False
 
     async def run(self) -> None:
@@ -91,6 +93,8 @@ class Exchange:
         except ApiError as error:
             await self._end(_outcome(error), error.status, error.code)
             if not self.started:
+                if self.ticket is not None:
+                    error.headers = {**self.ticket.headers, **error.headers}
                 await refuse(self.send, error, body)
             elif self.stream is not None:
                 await self._break_off(error)
@@ -162,7 +166,7 @@ class Exchange:
                 if stream is None or kind.startswith("application/json"):
                     self.stream = None
                     data, tokens = call.plain(await response.read())
-                    self.tokens = tokens
+                    self.tokens, self.letters = tokens, letters_of(data) if tokens is None else 0
                     await self._whole(200, data, JSON, presence)
                     return
                 while data := await response.content.readany():
@@ -181,7 +185,7 @@ class Exchange:
                     raise _broke_off()
             await self._last(response, stream, presence)
         except aiohttp.ConnectionTimeoutError:
-            raise _unreachable(route) from None
+            raise self._unreachable(route) from None
         except TimeoutError:
             if sending:
                 # It is the client who takes nothing any more.
@@ -189,15 +193,24 @@ class Exchange:
             where = "stopped answering" if self.started else "did not answer in time"
             raise ApiError(504, "engine_timeout", f"The engine {where}.", kind="server_error") from None
         except (aiohttp.ClientError, OSError):
-            raise (_unreachable(route) if response is None else _broke_off()) from None
+            raise (self._unreachable(route) if response is None else _broke_off()) from None
         finally:
             if response is not None:
                 # Of no effect when the answer was read to its end: then the connection is back in the pool.
                 response.close()
 
+    def _unreachable(self, route: ModelRoute) -> ApiError:
+        """Nobody answered, so nothing was worked on."""
+        self.passed = False
+        log.warning("the engine of %s cannot be reached at %s", route.name, route.upstream)
+        message = "The engine cannot be reached; it may be starting."
+        return ApiError(502, "engine_unavailable", message, kind="server_error", retry_after=1)
+
     async def _engine_refused(self, response: aiohttp.ClientResponse, presence: Presence) -> None:
         """Hands on an engine's error."""
-        data = await response.content.read(ERROR_BYTES)
+        data = b""
+        while len(data) < ERROR_BYTES and (part := await response.content.readany()):
+            data += part
         status, body, code, more = refusal(response.status, data, response.headers.get("retry-after"))
         self.tokens = Tokens()
         await self._whole(status, body, JSON, presence, outcome="upstream_error", code=code, more=more)
@@ -290,7 +303,8 @@ class Exchange:
         if self.offer == "images":
             return Tokens()
         text = self.asked.get("messages") or self.asked.get("prompt") or self.asked.get("input")
-        return Tokens(texts_of(text) // LETTERS, self.stream.pieces if self.stream else 0, True)
+        out = self.stream.pieces if self.stream else self.letters // LETTERS
+        return Tokens(texts_of(text) // LETTERS, out, True)
 
     def _write(self, tokens: Tokens, outcome: Outcome, status: int, code: str | None) -> None:
         row = UsageRow(
@@ -323,12 +337,6 @@ def _outcome(error: ApiError) -> Outcome:
     if error.code.startswith("engine_"):
         return "upstream_error"
     return "limited" if error.status == 429 else "refused"
-
-
-def _unreachable(route: ModelRoute) -> ApiError:
-    log.warning("the engine of %s cannot be reached at %s", route.name, route.upstream)
-    message = "The engine cannot be reached; it may be starting."
-    return ApiError(502, "engine_unavailable", message, kind="server_error", retry_after=1)
 
 
 def _broke_off() -> ApiError:

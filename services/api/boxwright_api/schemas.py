@@ -119,10 +119,20 @@ ASKED: dict[Offer, type[Asked]] = {
 }
 
 
+# Every name by which an engine takes the number of tokens to make: OpenAI's, llama.cpp's and Ollama's.
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens")
+LIMIT_OF: dict[Offer, str] = {"chat": "max_tokens", "completions": "max_tokens", "responses": "max_output_tokens"}
+WHOLE = (*LIMITS, "n", "best_of", "seed", "dimensions")
+
+
 def check(offer: Offer, body: object) -> dict[str, Any]:
     """The body, when it can be one of this request. Raises ApiError 400, naming the first member that is wrong."""
     if not isinstance(body, dict):
         raise ApiError(400, "invalid_body", "The body must be a JSON object.")
+    # 5.0 is a whole number in JSON, and none to engines in Go.
+    for name in WHOLE:
+        if isinstance(value := body.get(name), float) and value.is_integer():
+            body[name] = int(value)
     try:
         ASKED[offer].model_validate(body)
     except ValidationError as error:
@@ -131,11 +141,6 @@ def check(offer: Offer, body: object) -> dict[str, Any]:
         code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
         raise ApiError(400, code, f"`{where}`: {first['msg']}.", param=where) from None
     return body
-
-
-# Every name by which an engine takes the number of tokens to make: OpenAI's, llama.cpp's and Ollama's.
-LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens")
-LIMIT_OF: dict[Offer, str] = {"chat": "max_tokens", "completions": "max_tokens", "responses": "max_output_tokens"}
 
 
 def check_limits(body: dict[str, Any], most: int) -> None:

@@ -77,6 +77,17 @@ def texts_of(value: object) -> int:
     return 0
 
 
+def letters_of(answer: bytes) -> int:
+    """Characters of text in a plain answer."""
+    body = _json(answer)
+    if not isinstance(body, dict):
+        return 0
+    choices = body.get("choices")
+    if isinstance(choices, list):
+        return sum(texts_of(part.get("message") or part.get("text")) for part in choices if isinstance(part, dict))
+    return texts_of(body.get("output"))
+
+
 class Events:
     """An OpenAI-style event stream. Whole events are handed on, byte for byte.
 
