@@ -74,6 +74,9 @@ class Databases:
     def stop(self, name: str) -> None:
         """Stop `postgresql` or `valkey-server`."""
         self.sh(f"systemctl stop {name}")
+        if name == "postgresql":
+            # That unit only stands for the clusters' own, which are stopped with it, but not waited for.
+            self.wait("! pg_lsclusters --no-header | grep -q online")
 
     def start(self, name: str) -> None:
         """Start it again, and wait until it answers."""

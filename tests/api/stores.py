@@ -126,6 +126,14 @@ async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
         await asyncio.sleep(0.01)
 
 
+async def until_sql(place: Place, query: str, wanted: Callable[[str], bool], seconds: float = 20) -> None:
+    """Waits until plain SQL shows it."""
+    deadline = time.monotonic() + seconds
+    while not wanted(await asyncio.to_thread(place.sql, query)):
+        assert time.monotonic() < deadline, "it never came to be"
+        await asyncio.sleep(0.02)
+
+
 async def until_alive(store: Store, seconds: float = 30) -> None:
     """Waits until the database answers."""
     deadline = time.monotonic() + seconds

@@ -16,6 +16,7 @@ from boxwright_api.records import Key, UsageSum
 from boxwright_api.settings import KeyLimits
 from boxwright_api.store import open_store
 from boxwright_api.store.migrate import migrate
+from boxwright_api.store.postgres import PostgresStore
 from databases import Databases
 from stores import NOW, Place, a_key, a_row, an_entry, settings, until, until_alive
 
@@ -519,3 +520,45 @@ async def test_reprs_have_no_digest() -> None:
     assert "ooo" not in shown
     assert sent[12:] not in shown
     assert isinstance(key, Key)
+
+
+@pytest.mark.lab
+async def test_a_process_that_stood_still(postgresql: Place) -> None:
+    """An answer that arrived meanwhile counts: the database is not taken for dead because we were."""
+    await asyncio.to_thread(migrate, postgresql.settings)
+    async with postgresql.opened() as store:
+        # The logins are over, however long they took.
+        await asyncio.gather(*(store.key("Aaaaaaa1") for _ in range(4)), return_exceptions=True)
+        await until_alive(store)
+        postgresql.changes.clear()
+        for _ in range(3):
+            asked = [asyncio.create_task(store.key("Aaaaaaa1")) for _ in range(4)]
+            await asyncio.sleep(0)
+            time.sleep(2.5)
+            assert await asyncio.gather(*asked) == [None] * 4
+        assert postgresql.changes == []
+
+
+@pytest.mark.lab
+async def test_closing_ends(postgresql: Place) -> None:
+    """Also when the connections break at the same moment, or are being made."""
+    await asyncio.to_thread(migrate, postgresql.settings)
+
+    async def close(moment: int) -> None:
+        store = PostgresStore(postgresql.settings)
+        await store.start(postgresql.changes.append)
+        if moment % 2:
+            store._drop()
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        store._look.set()
+        since = time.monotonic()
+        await store.close()
+        assert time.monotonic() - since < 5
+
+    def all_moments() -> None:
+        # In a loop of its own: asyncpg leaves the error of a connection that is broken off while it is made to nobody.
+        for moment in range(12):
+            asyncio.run(close(moment))
+
+    await asyncio.to_thread(all_moments)

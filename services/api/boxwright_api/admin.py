@@ -51,8 +51,8 @@ def _owner(text: str) -> str:
 
 
 def _written(value: object) -> object:
-    # pydantic would take a number, also one in a text, for seconds since 1970: a mistake more often than a wish.
-    if not isinstance(value, str) or not re.match(r"\d{4}-", value, re.ASCII):
+    # pydantic would take a number, also as a text, for seconds since 1970: more often a mistake than a wish.
+    if not isinstance(value, str) or not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value, re.ASCII):
         raise ValueError("expected a time as 2027-01-31T12:00:00Z")
     # A plus sign in an address that was not encoded arrives as a space.
     return re.sub(r" (\d\d:\d\d)$", r"+\1", value)

@@ -16,6 +16,7 @@ from boxwright_api.errors import KeyChanged, SchemaError, StoreUnavailable
 from boxwright_api.records import AuditEntry, Key, UsageRow, UsageSum
 from boxwright_api.settings import Settings
 from boxwright_api.store import rows
+from boxwright_api.tasks import done_within, ended
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,8 +30,9 @@ PATIENCE = 1.0
 WRITE_PATIENCE = 5.0
 REPORT_PATIENCE = 30.0
 CONNECT_PATIENCE = 3.0
-# How often it asks whether the database is there, and tries to connect when it is not.
+# How often it asks whether the database is there and how long it waits for that, and how often it tries to connect.
 BEAT = 1.0
+BEAT_PATIENCE = 2.0
 RETRY = 0.25
 # How often it makes sure of the partitions of this month and the next ones, and how many those are.
 MONTHS_EVERY = 3600.0
@@ -43,6 +45,8 @@ AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # A connection that breaks at the wrong moment, as asyncpg says it.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -107,8 +111,7 @@ class PostgresStore:
     async def close(self) -> None:
         """Disconnect."""
         if self._tending:
-            self._tending.cancel()
-            await asyncio.wait({self._tending})
+            await ended(self._tending)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE)
         self._drop()
@@ -224,10 +227,13 @@ class PostgresStore:
                 listener.add_termination_listener(lambda connection: self._look.set())
                 await listener.add_listener(CHANNEL, self._heard)
                 pool = await asyncpg.create_pool(
-                    min_size=1,
+                    # No more than are needed, and those stay: a first request does not wait for a login.
+                    min_size=0,
                     max_size=CONNECTIONS,
+                    max_inactive_connection_lifetime=0,
                     connect=lambda *args, **kwargs: connect(self._settings, CONNECT_PATIENCE, **limits),
                 )
+                await pool.fetchval("SELECT 1")
         except BaseException as error:
             for part in (listener, pool):
                 if part is not None:
@@ -263,10 +269,12 @@ class PostgresStore:
                     away = False
                 if loop.time() >= next_months:
                     next_months = loop.time() + (MONTHS_EVERY if await self._make_months() else 60.0)
+                # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._look.wait(), BEAT)
+                    async with asyncio.timeout(BEAT):
+                        await self._look.wait()
                 self._look.clear()
-                await self._patiently(self._listener.fetchval("SELECT 1"), PATIENCE)
+                await self._patiently(self._listener.fetchval("SELECT 1"), BEAT_PATIENCE)
             except Exception as error:
                 if not isinstance(error, StoreUnavailable | SchemaError):
                     log.exception("looking after the database")
@@ -299,7 +307,7 @@ class PostgresStore:
             raise StoreUnavailable("not connected")
 
         async def whole() -> T:
-            async with pool.acquire(timeout=patience) as connection:
+            async with pool.acquire() as connection:
                 return await work(connection)
 
         return await self._patiently(whole(), patience)
@@ -320,8 +328,7 @@ class PostgresStore:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        done, _ = await asyncio.wait({task}, timeout=patience)
-        if not done:
+        if not await done_within(task, patience):
             # Not waited for: asyncpg asks the server to cancel, which may not answer that either.
             task.cancel()
             self._look.set()

@@ -19,6 +19,7 @@ from boxwright_api.errors import KeyChanged, SchemaError, StoreUnavailable
 from boxwright_api.records import AuditEntry, Key, UsageRow, UsageSum
 from boxwright_api.settings import Settings
 from boxwright_api.store import rows
+from boxwright_api.tasks import done_within, ended
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -92,8 +93,7 @@ class SqliteStore:
     async def close(self) -> None:
         """Close the file."""
         if self._looking:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+            await ended(self._looking)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE)
         await self._shut()
@@ -278,10 +278,10 @@ class SqliteStore:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if not await done_within(task, patience):
+            raise StoreUnavailable(f"{self._path}: no answer within {patience:g} s")
         try:
-            return await asyncio.wait_for(asyncio.shield(task), patience)
-        except TimeoutError:
-            raise StoreUnavailable(f"{self._path}: no answer within {patience:g} s") from None
+            return task.result()
         except Exception as error:
             if _away(error):
                 raise StoreUnavailable(f"{self._path}: {error}") from error
