@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from boxwright_api.store.migrate import migrate
 from databases import Databases
 from hypothesis import settings as hypothesis_settings
+from limiting import Limits
 from running import Running
 from served import Served, served
 from stores import Place, settings
@@ -109,6 +111,20 @@ def own(
 def anyio_backend() -> str:
     """Tests with a coroutine, marked `anyio`, run in asyncio."""
     return "asyncio"
+
+
+@pytest.fixture
+def redis_limits(databases: Databases) -> Limits:
+    """Limits that are counted in Valkey, below a prefix of their own."""
+    shared = {"redis": databases.redis, "redis_password": databases.redis_password}
+    return Limits({**shared, "redis_prefix": f"test-{secrets.token_hex(4)}:"})
+
+
+@pytest.fixture(params=["process", pytest.param("redis", marks=pytest.mark.lab)])
+def limits(request: pytest.FixtureRequest) -> Limits:
+    """Limits that are counted in the process, and in Valkey."""
+    found: Limits = Limits() if request.param == "process" else request.getfixturevalue("redis_limits")
+    return found
 
 
 @pytest.fixture

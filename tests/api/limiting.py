@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from boxwright_api.records import Ask
+from boxwright_api.contracts import Limiter
+from boxwright_api.errors import ApiError
+from boxwright_api.limits import open_limiter
+from boxwright_api.records import Ask, Ticket
 from boxwright_api.settings import KeyLimits, ModelRoute, Settings
 
 MINUTE = 60_000_000
@@ -137,3 +143,42 @@ class Model:
             return [0, 0, 0]
         best = min(left, key=lambda one: one[:2])
         return [best[2], best[0], -best[1]]
+
+
+@dataclass
+class Limits:
+    """Where limiters count: in the process, or in a server, below a prefix of their own."""
+
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self, **changes: Any) -> Settings:
+        """Settings of a limiter that counts here."""
+        return settings(**(self.shared | changes))
+
+    @asynccontextmanager
+    async def open(self, workers: int = 1, **changes: Any) -> AsyncIterator[list[Any]]:
+        """Limiters that count together; in the process it is one for all workers."""
+        apart = workers if self.shared else 1
+        found = [open_limiter(self.settings(**changes)) for _ in range(apart)]
+        for limiter in found:
+            await limiter.start()
+        try:
+            yield [found[number % apart] for number in range(workers)]
+        finally:
+            for limiter in found:
+                await limiter.close()
+
+
+async def outcome(limiter: Limiter, request: Ask) -> Ticket | ApiError:
+    """The ticket or the refusal."""
+    try:
+        return await limiter.admit(request)
+    except ApiError as error:
+        return error
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+    """Until it holds, or the test has failed."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.01)

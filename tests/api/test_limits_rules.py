@@ -6,7 +6,7 @@ Time is what the test says, so that minutes, months and leases pass at once.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -243,14 +243,52 @@ def _compare(subject: type[Subject], *arguments: Any, examples: int) -> None:
     )
 
 
+@pytest.fixture
+def server(databases: Databases) -> Iterator[Redis]:
+    """The server."""
+    host = databases.redis.split("/")[2].split(":")[0]
+    with Redis(host=host, password=databases.redis_password) as found:
+        yield found
+
+
+def _lower(subject: Subject) -> None:
+    """A key has used much, and its limits are lowered: it waits until so much has passed that they have room."""
+    second, start = 1_000_000, 1_900_000_000_000_000
+    for number in range(3):
+        at = start + number * 10 * second
+        assert subject.admit(str(number), make_ask(requests_per_minute=5, tokens_per_minute=500), at, False)[0] == 0
+        subject.release(str(number), make_ask(tokens_per_minute=500), 50, at)
+    for limits, reason, wait in (
+        ({"requests_per_minute": 3}, 3, 30 * second),
+        ({"requests_per_minute": 2}, 3, 40 * second),
+        ({"requests_per_minute": 1}, 3, 50 * second),
+        ({"tokens_per_minute": 150}, 4, 30 * second + 10_000),
+        ({"tokens_per_minute": 100}, 4, 40 * second + 10_000),
+        ({"tokens_per_minute": 51}, 4, 40 * second + 10_000),
+        ({"tokens_per_minute": 50}, 4, 50 * second + 10_000),
+        ({"requests_per_minute": 1, "tokens_per_minute": 100}, 3, 50 * second),
+        ({"requests_per_minute": 3, "tokens_per_minute": 100}, 4, 40 * second + 10_000),
+    ):
+        assert subject.admit("x", make_ask(**limits), start + 30 * second, False)[:2] == [reason, wait], limits
+
+
+def test_lowered_limits_in_the_ledger() -> None:
+    """The limiter in the process."""
+    _lower(InProcess())
+
+
+@pytest.mark.lab
+def test_lowered_limits_in_scripts(server: Redis) -> None:
+    """The limiter in Redis."""
+    _lower(InRedis(server))
+
+
 def test_ledger_follows_the_rules() -> None:
     """The limiter in the process."""
     _compare(InProcess, examples=200)
 
 
 @pytest.mark.lab
-def test_scripts_follow_the_rules(databases: Databases) -> None:
+def test_scripts_follow_the_rules(server: Redis) -> None:
     """The limiter in Redis, also when a release comes twice; and no key is without an end."""
-    host = databases.redis.split("/")[2].split(":")[0]
-    with Redis(host=host, password=databases.redis_password) as server:
-        _compare(InRedis, server, examples=60)
+    _compare(InRedis, server, examples=60)

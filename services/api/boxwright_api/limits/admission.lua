@@ -4,6 +4,7 @@
 --       3 requests of all, 4 of the visitor, 5 of the key: sorted sets of request -> moment at which it began
 --       6 tokens of the key: sorted set of 'sum before:sum after' -> moment until which the difference counts
 --       7 budget of the key: hash of day, day_tokens, month, month_tokens
+--       8 a key that never exists
 -- ARGV  1 request, 2 length of a lease, 3 places, 4 places of the key, 5-7 limits of the windows of KEYS 3-5,
 --       8 tokens in a minute, 9 in a day, 10 in a month (0: no limit), 11 '1' to only look, 12 now ('': the clock's)
 -- Answer: reason (windows.Reason), time until the windows and budgets have room, then limit, remaining and reset of the
@@ -11,6 +12,11 @@
 
 local request, lease, now = ARGV[1], tonumber(ARGV[2]), clock(ARGV[12])
 local KEY_PLACES, PLACES = 7, 8
+
+-- When the server has no memory left, it refuses the first write of a script that may need some, and none after another
+-- write, so that nothing is done by halves. So this one comes first. It writes nothing, since there is no such key.
+redis.call('SETRANGE', KEYS[8], 0, '')
+
 local reason, retry = 0, 0
 
 -- Who waits for the refusal that lasts longest meets no other; of equals the first is told.

@@ -40,13 +40,14 @@ class _Waiter:
 class Line:
     """The line of one worker.
 
-    `attempt(held, look)` asks for a place, and leaves nothing behind if it is cancelled; with `look` it only says what
-    stands against the request, which is at least that others come before it. `undo(held)` gives back the place of a
-    request that has gone while it was given one. `seconds`: how long a request waits at most.
+    `attempt(held, look, foremost)` asks for a place, and leaves nothing behind if it is cancelled; with `look` it only
+    says what stands against the request, which is at least that others come before it. `foremost`: it asks for one that
+    has waited. `undo(held)` gives back the place of a request that has gone while it was given one. `seconds`: how long
+    a request waits at most.
     """
 
     def __init__(
-        self, attempt: Callable[[Held, bool], Awaitable[Verdict]], undo: Callable[[Held], None], seconds: float
+        self, attempt: Callable[[Held, bool, bool], Awaitable[Verdict]], undo: Callable[[Held], None], seconds: float
     ) -> None:
         self._attempt, self._undo, self._seconds = attempt, undo, seconds
         self._waiters: OrderedDict[int, _Waiter] = OrderedDict()
@@ -70,7 +71,7 @@ class Line:
         key = held.ask.key_id
         look = key in self._by_key or len(self._by_key) > len(self._blocked)
         changes = self._changes
-        verdict = await self._attempt(held, look)
+        verdict = await self._attempt(held, look, False)
         if not verdict.waits or loop.time() >= deadline:
             return verdict
         waiter = _Waiter(held, verdict)
@@ -128,7 +129,7 @@ class Line:
             changes = self._changes
             waiter.asking = True
             try:
-                verdict = await self._attempt(waiter.held, False)
+                verdict = await self._attempt(waiter.held, False, True)
             except Exception as error:
                 self._fail(error)
                 return

@@ -61,7 +61,7 @@ class MemoryLimiter:
         """Places that are taken."""
         return self._ledger.taken
 
-    async def _attempt(self, held: Held, look: bool) -> Verdict:
+    async def _attempt(self, held: Held, look: bool, foremost: bool) -> Verdict:
         return self._ledger.admit(held.place, held.ask, *_now(), look)
 
     def _undo(self, held: Held) -> None:

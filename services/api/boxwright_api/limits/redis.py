@@ -10,7 +10,7 @@ keys that begin with `redis_prefix`, each of which expires by itself, and one ch
     freed         the channel: a place was given back
 
 The keys of one script need not be in one slot, so this is for one server, not for a cluster; the server should not
-evict keys (`maxmemory-policy noeviction`), or limits are forgotten. Redis 7.0 or Valkey 7.2 is the oldest that will do.
+evict keys (`maxmemory-policy noeviction`), or limits are forgotten. Nothing newer than Redis 6.0 is used.
 
 A place is a lease of `lease_seconds`, renewed by its worker three times as often, so the places of a killed worker are
 free when their leases end. A worker that was away from Redis for longer takes its places again when it is back, since
@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 
+from boxwright_api import metrics
 from boxwright_api.limits import wire
 from boxwright_api.limits.line import Line
 from boxwright_api.limits.windows import SECOND, Held, Rules, Verdict, away, headers, refusal, verdict_of
@@ -66,7 +67,7 @@ class Commands:
     def admit(self, place: str, ask: Ask, look: bool = False, at: int | str = "") -> tuple[list[str], Strings]:
         """For admission.lua."""
         limits = ask.limits
-        return self._keys(ask), [
+        return [*self._keys(ask), f"{self._prefix}nothing"], [
             place,
             self._lease,
             self._rules.in_flight,
@@ -111,7 +112,7 @@ class Commands:
 
 
 class RedisLimiter:
-    """Who may begin, in all workers. `passed` counts requests that were let in without being counted (`fail_open`)."""
+    """Who may begin, in all workers."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._rules = settings, Rules.of(settings)
@@ -123,7 +124,6 @@ class RedisLimiter:
         self._numbers = count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._uncounted = False
-        self.passed = 0
 
     async def start(self) -> None:
         """See contracts.Limiter."""
@@ -132,10 +132,7 @@ class RedisLimiter:
 
     async def close(self) -> None:
         """See contracts.Limiter. Takes two seconds at most."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await wire.stop(self._tasks)
         await self._line.close()
         for held in self._held.values():
             self._wire.post(RELEASE, *self._commands.release(held.place, held.ask, 0, 0))
@@ -191,9 +188,10 @@ class RedisLimiter:
         except Away:
             return len(self._held)
 
-    async def _attempt(self, held: Held, look: bool) -> Verdict:
+    async def _attempt(self, held: Held, look: bool, foremost: bool) -> Verdict:
         try:
-            return verdict_of(await self._wire.call(ADMIT, *self._commands.admit(held.place, held.ask, look)))
+            keys, arguments = self._commands.admit(held.place, held.ask, look)
+            return verdict_of(await self._wire.call(ADMIT, keys, arguments, urgent=foremost))
         except Away as error:
             if error.sent:
                 self._withdraw(held)
@@ -207,7 +205,7 @@ class RedisLimiter:
         self._line.woken(held.key_id)
 
     def _pass(self) -> None:
-        self.passed += 1
+        metrics.UNCOUNTED.inc()
         if not self._uncounted:
             self._uncounted = True
             log.error("limits: Redis is away, and `fail_open` lets all requests in without counting them")
@@ -221,7 +219,7 @@ class RedisLimiter:
     async def _renew(self) -> None:
         if self._held:
             with suppress(Away):
-                await self._wire.call(RENEW, *self._commands.renew(list(self._held.values())))
+                await self._wire.call(RENEW, *self._commands.renew(list(self._held.values())), urgent=True)
 
     async def _listen(self) -> None:
         """Hears of places that other workers give back. What is missed meanwhile is found by the line's poll."""

@@ -11,6 +11,7 @@ local request, tokens, now = ARGV[1], tonumber(ARGV[6]), clock(ARGV[10])
 local REMEMBERED = 1000
 local GRAIN = 10000
 
+-- Because this is the first write, the server lets the others be, also when it has no memory left (see admission.lua).
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 local parallel = tonumber(ARGV[3])

@@ -144,7 +144,8 @@ def headers(verdict: Verdict) -> dict[str, str]:
 def refusal(verdict: Verdict, ask: Ask, rules: Rules) -> ApiError:
     """The error for a request that may not begin."""
     told: Mapping[str, str] = headers(verdict)
-    limits, seconds = ask.limits, max(verdict.retry, 1) / SECOND
+    # Whole seconds, as Retry-After has them, and never too early.
+    limits, seconds = ask.limits, float(ceil(max(verdict.retry, 1) / SECOND))
     match verdict.reason:
         case Reason.BREAKER:
             text = "All callers together have made the requests that are taken in a minute."

@@ -1,8 +1,9 @@
 """The connection of one worker to Redis or Valkey, on which scripts are called.
 
-All calls of a worker go over one connection, in the order in which they were made; those made while others are under
-way go together in the next round trip. A call is never broken off half way: who no longer wants it gives up the answer.
-So whatever takes something back is run after what it takes back.
+All calls of a worker go over one connection; those made while others are under way go together in the next round trip.
+They are run in the order in which they were made, but urgent ones before others that have not been sent. A call is
+never broken off half way: who no longer wants it gives up the answer. So whatever takes something back (which is
+urgent) is run after what it takes back, or instead of it.
 
 When Redis does not answer, calls fail at once until it does again, which is tried every `RETRY` seconds. What must not
 be lost (`post`) is kept until then, the newest `KEPT` of it.
@@ -14,7 +15,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from boxwright_api import metrics
 from boxwright_api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ TIMEOUT = 0.7
 PATIENCE = 0.9
 RETRY = 0.2
 # Calls in one round trip, and calls that are kept while Redis is away.
-BATCH = 64
+BATCH = 32
 KEPT = 10_000
 
 FAILURES = (RedisError, OSError, TimeoutError)
@@ -49,20 +51,15 @@ class Away(Exception):
 
 
 class Script:
-    """A Lua script. `frees`: it may run when Redis has no memory left, since it gives some back.
+    """A Lua script. It has no `#!lua` line, which Redis 6.0 of Ubuntu 22.04 does not know."""
 
-    A script that does not say so is refused as a whole then, before it has done anything (its first line makes that so;
-    Redis 7.0, "Eval flags").
-    """
-
-    def __init__(self, name: str, frees: bool = False) -> None:
+    def __init__(self, name: str) -> None:
         folder = Path(__file__).parent
-        parts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name)]
-        self.text = "\n".join([f"#!lua{' flags=allow-oom' if frees else ''}", *parts])
+        self.text = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-ADMIT, RELEASE, RENEW = Script("admission"), Script("release", frees=True), Script("renew", frees=True)
+ADMIT, RELEASE, RENEW = Script("admission"), Script("release"), Script("renew")
 
 
 @dataclass(eq=False)
@@ -98,13 +95,23 @@ def client(settings: Settings) -> Redis:
     )
 
 
+async def stop(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel them until they have ended: redis-py 8.1 sometimes loses a cancellation while it connects."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
+
+
 class Wire:
     """The connection. `back` is called whenever Redis answers again, also the first time."""
 
     def __init__(self, settings: Settings, back: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._client = client(settings)
         self._back = back
-        self._queue: deque[_Call] = deque()
+        self._urgent: deque[_Call] = deque()
+        self._others: deque[_Call] = deque()
         # What was posted and has no answer yet, the oldest first.
         self._kept: dict[_Call, None] = {}
         self._work = asyncio.Event()
@@ -112,8 +119,6 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent_until = 0.0
         self.down = True
-        # Posts that were given up because too many were kept.
-        self.dropped = 0
 
     async def start(self) -> None:
         """Connect; when Redis is away, go on trying."""
@@ -125,21 +130,21 @@ class Wire:
         if self._kept and not self.down:
             await asyncio.wait([call.answer for call in self._kept], timeout=PATIENCE)
         self.down = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await stop(self._tasks)
         self._fail()
         if self._kept:
+            metrics.UNCHARGED.inc(len(self._kept))
             log.warning("limits: %d releases are lost, since Redis is away", len(self._kept))
         await self._client.aclose()
 
-    async def call(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+    async def call(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[str | int], urgent: bool = False
+    ) -> Any:
         """The script's answer. Raises Away within `PATIENCE` seconds."""
         if self.down:
             raise Away(sent=False)
         call = _Call(script, keys, arguments)
-        self._queue.append(call)
+        (self._urgent if urgent else self._others).append(call)
         self._work.set()
         try:
             async with asyncio.timeout(PATIENCE):
@@ -150,14 +155,14 @@ class Wire:
     def post(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> asyncio.Future[Any]:
         """Call the script as soon as possible, even if that is later; it must be one that may be called twice."""
         call = _Call(script, keys, arguments)
-        self._queue.append(call)
+        self._urgent.append(call)
         self._kept[call] = None
         self._work.set()
         if len(self._kept) > KEPT:
             oldest = next(iter(self._kept))
             del self._kept[oldest]
             oldest.answer.cancel()
-            self.dropped += 1
+            metrics.UNCHARGED.inc()
         return call.answer
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -199,10 +204,10 @@ class Wire:
         await pipeline.execute()
 
     def _take(self) -> list[_Call]:
-        """What goes together: the oldest that somebody still wants."""
+        """What goes together: the oldest that somebody still wants, urgent ones first."""
         batch: list[_Call] = []
-        while self._queue and len(batch) < BATCH:
-            call = self._queue.popleft()
+        while (source := self._urgent or self._others) and len(batch) < BATCH:
+            call = source.popleft()
             if not call.answer.done():
                 call.sent = True
                 batch.append(call)
@@ -224,7 +229,7 @@ class Wire:
                 if call not in self._kept and not call.answer.done():
                     call.answer.set_exception(Away(sent=True))
             self._fail()
-            self._queue.extendleft(call for call in reversed(batch) if call in self._kept)
+            self._urgent.extendleft(call for call in reversed(batch) if call in self._kept)
             await self._client.connection_pool.disconnect()
             return
         refused = []
@@ -245,7 +250,7 @@ class Wire:
     async def _again(self, calls: list[_Call]) -> None:
         """What Redis did not take now, it may take later."""
         await asyncio.sleep(RETRY)
-        self._queue.extend(calls)
+        self._urgent.extend(calls)
         self._work.set()
 
     async def _send(self, batch: list[_Call]) -> list[Any]:
@@ -256,7 +261,9 @@ class Wire:
 
     def _fail(self) -> None:
         """What has not been sent is not sent; what is kept stays."""
-        calls, self._queue = self._queue, deque(call for call in self._queue if call in self._kept)
+        calls = [*self._urgent, *self._others]
+        self._urgent = deque(call for call in self._urgent if call in self._kept)
+        self._others.clear()
         for call in calls:
             if call not in self._kept and not call.answer.done():
                 call.answer.set_exception(Away(sent=False))
