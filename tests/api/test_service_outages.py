@@ -39,20 +39,21 @@ def test_valkey(own: Callable[..., Running], engine: StubEngine, databases: Data
     processes = service.processes()
     made = service.key(limits={"tokens_per_day": 1000})
     engine.behave(tokens=20, pace=0.2)
-    with httpx.Client(base_url=service.url, headers=made.headers, timeout=60) as client:
-        with client.stream("POST", "/v1/chat/completions", json=STREAM) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            databases.stop("valkey-server")
-            # Both workers, so some requests.
-            for _ in range(6):
-                begun = time.monotonic()
-                assert code(service.post(made)) == (503, "limiter_unavailable")
-                assert time.monotonic() - begun < QUICKLY
-            with httpx.Client(base_url=service.url, timeout=60) as fresh:
-                assert fresh.get("/api/v1/ready").status_code == 503
-                assert fresh.get("/api/v1/health").status_code == 200
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+    with (
+        httpx.Client(base_url=service.url, headers=made.headers, timeout=60) as client,
+        client.stream("POST", "/v1/chat/completions", json=STREAM) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        databases.stop("valkey-server")
+        # Both workers, so some requests.
+        for _ in range(6):
+            begun = time.monotonic()
+            assert code(service.post(made)) == (503, "limiter_unavailable")
+            assert time.monotonic() - begun < QUICKLY
+        assert httpx.get(f"{service.url}/api/v1/ready", timeout=60).status_code == 503
+        assert httpx.get(f"{service.url}/api/v1/health", timeout=60).status_code == 200
+        assert [line for line in lines if line][-1] == "data: [DONE]"
     assert len(engine.records) == 1
     engine.behave()
     until(lambda: service.count("outcome = 'ok' AND tokens_out = 20") == 1)
