@@ -21,8 +21,10 @@ def test_streams_come_to_their_end(
     """Eight streams and a request that waits are answered in full; whoever comes now is refused at once."""
     service = own(stop_seconds=30)
     made = service.key()
-    engine.behave(tokens=20, pace=0.15)
-    held = [service.send(made, {**STREAM}) for _ in range(8)] + [service.send(made, {**ASK, "stub": {"wait": 3.0}})]
+    engine.behave(tokens=40, pace=0.15)
+    held = [service.send(made, {**STREAM}) for _ in range(8)] + [
+        service.send(made, {**ASK, "stub": {"wait": 6.0, "tokens": 5}})
+    ]
     until(lambda: engine.running == 9)
     assert service.process is not None
     service.process.send_signal(number)
@@ -43,7 +45,7 @@ def test_streams_come_to_their_end(
     assert time.monotonic() - begun < 25
     assert [record.end for record in engine.records] == ["done"] * 9
     assert service.count(f"key_id = '{made.id}' AND outcome = 'ok'") == 9
-    assert service.rows("sum(tokens_out)", f"key_id = '{made.id}'")[0] == [str(9 * 20)]
+    assert service.rows("sum(tokens_out)", f"key_id = '{made.id}'")[0] == [str(8 * 40 + 5)]
     assert not list((service.folder / "spill").iterdir())
     if kind == "full":
         assert service.taken() == 0
