@@ -55,6 +55,8 @@ MESSAGES = [{"role": "user", "content": "How many boxes are there?"}]
 SENT = re.compile(rb'"content": ?"t(\d+\.\d+)')
 # Who leaves, how often, and how many at once. The engine would answer after WAIT.
 LEAVING, ELSEWHERE, AT_ONCE, WAIT = 100, 20, 10, 3.0
+# Of the machine, that other work may take.
+BUSY = 0.1
 PHASES = ("mid-stream", "before the first byte of a stream", "in a plain call")
 
 
@@ -633,14 +635,58 @@ def ratios(ways: list[Way]) -> Iterator[str]:
             yield f"| {way.name} | {one:.1f} x | {ten:.1f} x | {rates:.1f} x | 1/{other.after / way.after:.1f} |"
 
 
+def demands(ways: list[Way]) -> Iterator[str]:
+    """Ours against what the project demands of it."""
+    direct = ways[0]
+    own = [way for way in ways if way.running]
+
+    def added(name: str, place: int) -> Callable[[Way], float]:
+        return lambda way: percentiles(getattr(way, name))[place] - percentiles(getattr(direct, name))[place]
+
+    lines: list[tuple[str, str, Callable[[Way], float], float, int]] = [
+        ("added to the first byte, 1 stream, p50 (ms)", "<=", added("alone", 0), 3, 2),
+        ("the same, p99", "<=", added("alone", 1), 8, 2),
+        ("added to the first byte, 10 at once, p50 (ms)", "<=", added("together", 0), 7, 2),
+        ("the same, p99", "<=", added("together", 1), 20, 2),
+        ("added to a chunk, p50 (ms)", "<=", added("delays", 0), 0.3, 2),
+        ("the same, p99", "<=", added("delays", 1), 3, 2),
+        ("glued chunks (%)", "<=", lambda way: way.glued / len(way.delays) * 100, 0.5, 2),
+        ("plain requests a second", ">=", lambda way: statistics.median(way.rates), 800, 0),
+        ("CPU of a chunk (ms)", "<=", lambda way: way.cpu / way.chunks * 1000, 0.2, 2),
+        ("resident MiB after the load", "<=", lambda way: way.after, 80, 0),
+    ]
+    yield f"\n| demand | | {' | '.join(way.name for way in own)} |"
+    yield f"| --- | ---: |{' ---: |' * len(own)}"
+    for name, how, value, limit, digits in lines:
+        shown = []
+        for way in own:
+            found = value(way)
+            met = found <= limit if how == "<=" else found >= limit
+            shown.append(f"{found:.{digits}f}" if met else f"**{found:.{digits}f}**")
+        yield f"| {name} | {how} {limit:g} | {' | '.join(shown)} |"
+
+
+def others(seconds: float = 5) -> float:
+    """How much of the machine other work takes."""
+
+    def times() -> tuple[int, int]:
+        parts = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return parts[3] + parts[4], sum(parts)
+
+    idle, whole = times()
+    time.sleep(seconds)
+    idle_then, whole_then = times()
+    return 1 - (idle_then - idle) / max(1, whole_then - whole)
+
+
 def main() -> None:
     """Measure, and print it."""
     if sys.argv[1:2] == ["engine"]:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve(int(sys.argv[2])))
         return
+    before = others()
     os.sched_setaffinity(0, OURS)
-    load = os.getloadavg()[0]
     with (
         tempfile.TemporaryDirectory(prefix="boxwright-bench-") as folder,
         contextlib.ExitStack() as stack,
@@ -650,23 +696,26 @@ def main() -> None:
         ways = bench.ways()
         measure(ways, pool)
         left = leavers(ways, bench.truth)
-        if load > 1:
-            print(
-                f"**The machine was busy with other things (load {load:.1f} when it began): only ratios mean much.**\n"
-            )
-        print(f"{machine()}\n")
+    after = others()
+    if max(before, after) > BUSY:
         print(
-            f"One worker each, on one core; engine and clients on the other. {len(ways[0].alone)} streams alone and "
-            f"{len(ways[0].together)} by {TOGETHER} clients at once, {EVENTS} chunks {PAUSE * 1000:.0f} ms apart; "
-            f"plain requests by {CONNECTIONS} connections; {ROUNDS} rounds that take turns, medians over all of them.\n"
+            f"**The machine was busy: other work took {before:.0%} of it before and {after:.0%} after this run. "
+            "Only ratios mean much.**\n"
         )
-        for note in bench.notes:
-            print(f"{note}\n")
-        print("\n".join(table(ways)))
-        print("\n".join(ratios(ways)))
-        print("\n| way | the client leaves | engine's connection closed | after p50 (ms) | at most | |")
-        print("| --- | --- | ---: | ---: | ---: | --- |")
-        print("\n".join(left))
+    print(f"{machine()}\n")
+    print(
+        f"One worker each, on one core; engine and clients on the other. {len(ways[0].alone)} streams alone and "
+        f"{len(ways[0].together)} by {TOGETHER} clients at once, {EVENTS} chunks {PAUSE * 1000:.0f} ms apart; "
+        f"plain requests by {CONNECTIONS} connections; {ROUNDS} rounds that take turns, medians over all of them.\n"
+    )
+    for note in bench.notes:
+        print(f"{note}\n")
+    print("\n".join(table(ways)))
+    print("\n".join(ratios(ways)))
+    print("\n".join(demands(ways)))
+    print("\n| way | the client leaves | engine's connection closed | after p50 (ms) | at most | |")
+    print("| --- | --- | ---: | ---: | ---: | --- |")
+    print("\n".join(left))
 
 
 if __name__ == "__main__":
