@@ -34,3 +34,10 @@ def state_folder(system: System, name: str) -> str:
 def runtime_folder(system: System, name: str) -> str:
     """Where a service with the `runtime_directory` `name` keeps what ends with it."""
     return f"{launchd.RUNTIME if system == 'darwin' else '/run'}/{name}"
+
+
+def open_files(system: System) -> str:
+    """How many files a service with many connections may have open. A Mac starts none that asks for more than its
+    kern.maxfilesperproc, which depends on its memory; OPEN_MAX of its <sys/syslimits.h> is always there.
+    """
+    return "10240" if system == "darwin" else "65536"

@@ -24,6 +24,8 @@ begin() {{
 tell() {{
     echo "the last messages of $unit:" >&2
     for one in $required; do set -- "$@" --unit="$one"; done
+    # What was said last may not be written yet.
+    journalctl --quiet --sync 2>/dev/null
     journalctl --quiet --no-pager --output=cat --lines=20 --since="@$since" --unit="$unit" "$@" >&2
 }}
 beside() {{ printf '%s\\n' "$1"; }}

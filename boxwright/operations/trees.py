@@ -26,7 +26,9 @@ exec 9<"$(dirname -- "$path")" || exit 1
 wait_lock 3600 || { echo "another run has been at work beside $path for an hour" >&2; exit 1; }
 remove_tree "$new" || exit 1
 mkdir -- "$new" || exit 1
-base64 -d | gzip -d | tar -x -f - -C "$new" || fail "the files of $path did not arrive whole"
+# Not on to tar by one more bar: what a shell learns of a row of programs is how the last one ended.
+base64 -d | gzip -d >"$new.tar" || { rm -f -- "$new.tar"; fail "the files of $path did not arrive whole"; }
+tar -x -f "$new.tar" -C "$new" && rm -f -- "$new.tar" || fail "cannot write into $new"
 chown -R 0:0 "$new" && chmod -R u=rwX,go=rX "$new" && sync_disk "$new" || fail "cannot write into $new"
 [ ! -e "$path" ] || remove_tree "$path" || exit 1
 move_onto "$new" "$path"

@@ -43,7 +43,9 @@ def applies(role: str, box: Any) -> bool:
     settings = getattr(box, role, None)
     if isinstance(settings, EngineSettings):
         return bool(box.inference.runs(role))
-    return bool(getattr(settings, "enabled", True))
+    enabled = getattr(settings, "enabled", True)
+    # Unset, it runs where another role needs it.
+    return bool(settings.switch(box)) if enabled is None and settings is not None else bool(enabled)
 
 
 def _wanted(metafunc: pytest.Metafunc) -> bool:

@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -230,6 +232,10 @@ class ApiSettings(RoleSettings, prefix="api"):
         own = {name: box.engine(name).key for name in box.inference.running}
         return {**{name: key for name, key in own.items() if key is not None}, **self.engine_keys}
 
+    def other_machines(self, box: Any) -> bool:
+        """Whether an engine is on another machine."""
+        return not all(_on_loopback(urlsplit(route.upstream).hostname or "") for route in self.routes(box))
+
     def peppers(self, instance: Instance) -> str:
         """All versions, as the service reads them."""
         # The service wants hexadecimal digits, whatever text the secret is.
@@ -291,6 +297,13 @@ def _route(box: Any, engine: EngineSettings, model: Model) -> ApiModel:
         offers=OFFERS[model.kind],
         warm=model.preload,
     )
+
+
+def _on_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def engine_keys_text(keys: Mapping[str, Secret]) -> str:

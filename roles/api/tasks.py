@@ -3,9 +3,7 @@
 import json
 from collections.abc import Iterable
 from functools import cache
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from boxwright import paths, systems
 from boxwright.errors import Problem
@@ -100,6 +98,16 @@ def need(box: Box) -> Need:
                 f"{machine.release} has {found}",
                 help="name an interpreter that is on the box in `api_python`, or set `api_enabled: false`",
             )
+        # Many programs of others are called like the service's own, and some like its port.
+        for instance in settings.instances:
+            others = [name for name in machine.listeners.get(instance.port, ()) if name in programs]
+            if others and settings_path(instance) not in machine.files:
+                yield Problem(
+                    code="BW113",
+                    variable=variables[instance.name],
+                    message=f"TCP port {instance.port} of the box is taken by {', '.join(others)}",
+                    help=f"stop that program, or set `{variables[instance.name]}` to another port",
+                )
 
     return Need(ports=ports, files=there, conditions=(fits,))
 
@@ -179,19 +187,6 @@ def _credentials(box: Box, instance: Instance) -> dict[str, str]:
     return {name: f"{secrets_folder(instance)}/{name}" for name in secrets(box, instance)}
 
 
-def _outside(box: Box) -> bool:
-    """Whether an engine is on another machine."""
-    hosts = [urlsplit(route.upstream).hostname or "" for route in box.api.routes(box)]
-    return any(host != "localhost" and not _on_loopback(host) for host in hosts)
-
-
-def _on_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _prepare(box: Box, instance: Instance, *then: str) -> tuple[str, ...]:
     programs = box.postgresql.programs if box.api.full else "-"
     version = program().rpartition("/")[2]
@@ -236,7 +231,9 @@ def service(box: Box, instance: Instance) -> Service:
     mac = box.system == "darwin"
     command = _prepare(box, instance, "serve") if mac else (python(box), "-m", "boxwright_api")
     outside: dict[str, tuple[Any, str]] = (
-        {"IPAddressDeny": (None, "engines of `api_models` are on other machines")} if _outside(box) else {}
+        {"IPAddressDeny": (None, "engines of `api_models` are on other machines")}
+        if box.api.other_machines(box)
+        else {}
     )
     return Service(
         name=instance.unit,
@@ -258,7 +255,7 @@ def service(box: Box, instance: Instance) -> Service:
         stop_timeout=box.api.stop_seconds + 30,
         sandbox_exceptions={**_writes(instance), **outside},
         # Two for each stream.
-        settings={"LimitNOFILE": "65536"},
+        settings={"LimitNOFILE": systems.open_files(box.system)},
     )
 
 

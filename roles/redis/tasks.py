@@ -111,7 +111,7 @@ def service(box: Box, machine: Machine) -> Service:
         start_timeout=300,
         stop_timeout=60,
         sandbox_exceptions={"ReadWritePaths": (DATA, "what it keeps")},
-        settings={"LimitNOFILE": "65536"},
+        settings={"LimitNOFILE": systems.open_files(box.system)},
     )
 
 

@@ -514,3 +514,54 @@ def test_the_starter_is_root_s(sample):
     sample.mac.sh(f"echo >>{STARTER_PATH}")
     assert sample.changed() == {"unit"}
     assert not sample.restarted()
+
+
+def test_credentials_are_the_services_alone_and_another_one_restarts_it(mac):
+    """The start program does what systemd does on Linux."""
+    program = (
+        "use strict; my $d = $ENV{CREDENTIALS_DIRECTORY}; open my $in, '<', \"$d/token\" or die; "
+        'print <$in>, "\\n"; $| = 1; print "$>\\n"; sleep 1000'
+    )
+    service = Service(
+        name="shown",
+        description="Is shown a secret",
+        command=("/usr/bin/perl", "-e", program),
+        user="_shown",
+        group="_shown",
+        credentials={"token": "/etc/shown/token"},
+    )
+    text = "of-the-tests"
+
+    def deploy():
+        users.system_user("_shown")
+        files.directory("/etc/shown", mode="0700")
+        files.content("/etc/shown/token", text, mode="0600", secret=True)
+        services.unit(service)
+        services.running(service)
+
+    def apply():
+        result = mac.run(deploy, system="darwin")
+        assert result.ok, result.printed
+        return result.changed[2:]
+
+    def said():
+        mac.sh(f"for i in $(seq 100); do grep -q {text} {log_path(service)} && break; sleep 0.1; done")
+        return mac.sh(f"cat {log_path(service)}").split()
+
+    folder = "/var/run/boxwright-credentials/shown"
+    try:
+        apply()
+        assert apply() == [False, False, False]
+        assert said()[0] == text
+        assert mac.sh(f"stat -f '%Lp %Su' {folder} {folder}/token") == "700 _shown\n400 _shown\n"
+        assert text not in mac.sh(f"cat {plist_path(service)}; ps -axww -o args=")
+        # The service's own account put a link there: the next start follows it nowhere.
+        mac.sh(f"rm {folder}/token; ln -s /etc/master.passwd {folder}/token; chown -h _shown {folder}/token")
+        text = "another-of-the-tests"
+        assert apply() == [True, False, True]
+        assert text in said()
+        assert mac.sh(f"stat -f '%Lp %Su' {folder}/token") == "400 _shown\n"
+        assert text not in mac.sh("cat /etc/master.passwd")
+    finally:
+        mac.run(lambda: services.unit_absent(service), system="darwin")
+    assert "No such file" in mac.sh(f"ls -d {folder}")

@@ -449,3 +449,90 @@ def test_stopped(sample):
     assert sample.machine.run(lambda: services.stopped("sample")).changed == [False]
     assert sample.machine.sh("systemctl is-active sample; systemctl is-enabled sample") == "inactive\ndisabled\n"
     assert sample.machine.run(lambda: services.stopped("no-such-service")).changed == [False]
+
+
+def test_credentials_are_the_services_alone_and_another_one_restarts_it(machine):
+    """systemd shows it what only root reads."""
+    show = (
+        'import os; d = os.environ["CREDENTIALS_DIRECTORY"]; print(open(d + "/token").read(), os.getuid(), flush=True)'
+    )
+    service = Service(
+        name="shown",
+        description="Is shown a secret",
+        command=("/usr/bin/python3", "-c", f"{show}; import time; time.sleep(1000)"),
+        user="nobody",
+        group="nogroup",
+        credentials={"token": "/etc/shown/token"},
+    )
+    text = "of-the-tests"
+
+    def deploy():
+        files.directory("/etc/shown", mode="0700")
+        files.content("/etc/shown/token", text, mode="0600", secret=True)
+        services.unit(service)
+        services.running(service)
+
+    def said():
+        return machine.sh("journalctl --quiet --output=cat --unit shown | grep tests").split()
+
+    try:
+        assert machine.run(deploy).changed[-1]
+        assert not any(machine.run(deploy).changed)
+        machine.sh("for i in $(seq 100); do journalctl -q --unit shown | grep -q tests && break; sleep 0.1; done")
+        assert said()[0] == "of-the-tests"
+        assert said()[1] != "0"
+        assert "of-the-tests" not in machine.sh("cat /etc/systemd/system/shown.service; ps -axww -o args=")
+        text = "another-of-the-tests"
+        assert machine.run(deploy).changed[1:] == [True, False, True]
+        machine.sh("for i in $(seq 100); do journalctl -q --unit shown | grep -q another && break; sleep 0.1; done")
+        assert said()[-2] == "another-of-the-tests"
+        assert not any(machine.run(deploy).changed)
+    finally:
+        machine.run(lambda: services.unit_absent(service))
+
+
+def test_what_it_requires_comes_first_and_says_why_not(machine):
+    """A oneshot is run at each start, and a service whose oneshot fails is not started."""
+    before = Service(
+        name="needed-before",
+        description="Prepares",
+        command=(
+            "/bin/sh",
+            "-c",
+            "test ! -e /etc/refuses || { echo it refuses to prepare; exit 1; }; echo >>/var/tmp/runs",
+        ),
+        user="root",
+        group="root",
+        oneshot=True,
+        sandbox_exceptions={"ReadWritePaths": ("/var/tmp", "the test"), "PrivateTmp": ("no", "the test")},
+    )
+    service = Service(
+        name="needing", description="Needs it", command=("/bin/sleep", "1000"), requires=("needed-before",)
+    )
+
+    def deploy():
+        services.unit(before)
+        services.unit(service)
+        services.running(service)
+
+    def runs():
+        return len(machine.sh("cat /var/tmp/runs 2>/dev/null").splitlines())
+
+    try:
+        machine.sh("touch /etc/refuses")
+        failed = machine.run(deploy)
+        assert not failed.ok
+        assert "it refuses to prepare" in failed.printed
+        assert runs() == 0
+        machine.sh("rm /etc/refuses")
+        assert machine.run(deploy).ok
+        assert runs() == 1
+        assert not any(machine.run(deploy).changed)
+        assert runs() == 1
+        machine.sh("kill -9 $(systemctl show --value -p MainPID needing)")
+        machine.sh("for i in $(seq 100); do [ $(wc -l </var/tmp/runs) = 2 ] && break; sleep 0.1; done")
+        assert runs() == 2
+    finally:
+        for one in (service, before):
+            machine.run(lambda one=one: services.unit_absent(one))
+        machine.sh("rm -f /var/tmp/runs /etc/refuses")

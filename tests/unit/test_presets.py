@@ -17,6 +17,7 @@ from boxwright.errors import Refused
 from boxwright.inventory import load
 from boxwright.paths import repository_root
 from boxwright.preflight import Machine
+from roles.api import tasks as api
 from roles.cloudflared import tasks as cloudflared
 from roles.gateway import caddy
 from roles.registry import Box
@@ -74,6 +75,7 @@ def test_the_five_builds_are_there() -> None:
         "mac-mlx-browser",
         "mac-studio-lmstudio-funnel",
         "mac-studio-ollama",
+        "ubuntu-gateway-cloudflare",
         "ubuntu-gpu-lmstudio",
     }
 
@@ -92,7 +94,8 @@ def test_nobody_comes_in_without_credentials_and_no_engine_leaves_loopback(copie
     assert all(route.auth != "none" for route in box.gateway.routes)
     text = caddy.caddyfile(box)
     upstreams = {line.split()[1] for line in text.splitlines() if line.strip().startswith("reverse_proxy 127.")}
-    assert upstreams == {f"127.0.0.1:{box.engine(box.inference.engine).port}"}
+    behind = box.api if box.gateway.auth == "keys" else box.engine(box.inference.engine)
+    assert upstreams == {f"127.0.0.1:{behind.port}"}
     for rule in cloudflared.configuration(box).splitlines() if box.cloudflared.enabled else ():
         if "service:" in rule:
             assert rule.split()[-1] in (f"https://127.0.0.1:{box.gateway.port}", "http_status:404")
@@ -148,15 +151,29 @@ def test_the_endpoint_for_agents(copied: Path) -> None:
     assert box.inference.watchdog
 
 
-@only("mac-gateway-cloudflare")
+@pytest.mark.parametrize(
+    "copied", ["mac-gateway-cloudflare", "ubuntu-gateway-cloudflare"], indirect=True, ids=["mac", "ubuntu"]
+)
 def test_the_api_behind_a_tunnel(copied: Path) -> None:
     box = box_of(copied)
-    assert (box.gateway.in_flight, box.gateway.patience) == (10, 250)
+    production, development = box.api.instances
+    told = json.loads(api.configuration(box, production))
+    assert (told["in_flight"], told["wait_ms"], told["workers"]) == (10, 250, 2)
+    assert (told["database"].partition(":")[0], told["redis"].partition(":")[0]) == ("postgresql", "redis")
+    assert told["key_defaults"]["requests_per_minute"] == 60
+    (route,) = told["models"]
+    assert route["engine"] == ("ollama" if box.system == "darwin" else "openai")
+    assert (production.port, development.port) == (8000, 8010)
+    assert "127.0.0.1:8010" not in caddy.caddyfile(box)
     assert "127.0.0.1/32" in box.gateway.believed_proxies(box)
-    assert box.ollama.profile == "gateway"
     rules = cloudflared.configuration(box)
     assert f"tunnel: {TUNNEL}\n" in rules
-    assert 'hostname: "llm.example.com"\n    service: https://127.0.0.1:8443\n' in rules
+    assert f'hostname: "llm.example.com"\n    service: https://127.0.0.1:{box.gateway.port}\n' in rules
+
+
+@only("mac-gateway-cloudflare")
+def test_one_model_for_many_clients(copied: Path) -> None:
+    assert box_of(copied).ollama.profile == "gateway"
 
 
 @only("mac-mlx-browser")

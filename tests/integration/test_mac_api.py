@@ -1,0 +1,98 @@
+"""The small API service on a Mac (the double of one): its database prepared by the process that becomes the service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kit import MODEL_ENTRY, Lab, eventually
+from studio import QUESTION, Studio, formulae
+
+from boxwright.lab import engine, mirror, needed
+from boxwright.lab.mirror import mirror_dir
+from boxwright.lab.progress import Progress
+from tests.doubles.macos import MacDouble
+
+pytestmark = pytest.mark.lab
+
+SERVICE = "boxwright-api-production"
+CREDENTIALS = f"/var/run/boxwright-credentials/{SERVICE}"
+
+
+@pytest.fixture(scope="module")
+def studio(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A Mac with one engine, the service and the gateway."""
+    with Progress(plain=True) as progress:
+        _, servers = mirror.prepare(engine.ensure(progress), progress, needed.wheels)
+        for fill in needed.programs({"api_enabled": True}):
+            fill(mirror_dir() / "files", progress)
+    with MacDouble(name="apistudio", full_disk_access=True, throttle=1) as mac:
+        for formula in formulae(tmp_path_factory.mktemp("formulae")):
+            mac.formula(*formula)
+        made = Studio(lab, mac, servers.url)
+        given: dict[str, Any] = {**made.variables, "api_enabled": True, "gateway_auth": "keys"}
+        for name in ("cloudflared_enabled", "cloudflared_credentials", "gateway_tokens"):
+            given.pop(name)
+        made.inventory = mac.inventory(**{**given, "inference_models": [MODEL_ENTRY]})
+        assert "api" in {name.partition(":")[0] for name in made.apply()}
+        yield made
+
+
+def made(studio: Studio) -> str:
+    """A key, asked for on the Mac itself."""
+    text = (
+        'printf \'header = "Authorization: Bearer %s"\' "$(cat /etc/boxwright/api/production/admin_secret)" | '
+        "curl --config - --silent --noproxy '*' --header 'Content-Type: application/json' "
+        '--data \'{"owner": "tests"}\' http://127.0.0.1:8000/admin/keys'
+    )
+    return str(json.loads(studio.mac.sh(text))["key"])
+
+
+def test_a_key_opens_the_model_and_nothing_else_does(studio: Studio) -> None:
+    assert studio.apply() == []
+    for wrong in ("", f"bw_AAAAAAAA_{'A' * 43}"):
+        assert studio.http("GET", "v1/models", wrong).status_code == 401
+    key = made(studio)
+    assert studio.http("POST", "v1/chat/completions", key, json={**QUESTION, "max_tokens": 4}).status_code == 200
+    for path in ("admin/keys", "metrics", "docs"):
+        assert studio.http("GET", path, key).status_code == 404
+
+
+def test_it_is_not_root_and_its_secrets_are_its_own(studio: Studio) -> None:
+    assert studio.mac.sh(f"ps -ww -o user= -p {studio.pid(SERVICE)}").strip() == f"_{SERVICE}"
+    listed = studio.mac.sh(f"stat -f '%Lp %Su' {CREDENTIALS} {CREDENTIALS}/*").splitlines()
+    assert listed == [f"700 _{SERVICE}"] + [f"400 _{SERVICE}"] * 3
+    secret = studio.mac.sh("cat /etc/boxwright/api/production/admin_secret").strip()
+    seen = studio.mac.as_user(
+        "ps -axwwo command=; cat /Library/LaunchDaemons/boxwright.*.plist; cat /etc/boxwright/api/production/*; "
+        f"cat {CREDENTIALS}/*; cat /var/log/boxwright/*/*"
+    )
+    assert secret not in "".join(map(str, seen))
+
+
+def test_killed_changed_and_restarted_it_comes_back(studio: Studio) -> None:
+    key, before = made(studio), studio.pid(SERVICE)
+    studio.mac.sh(f"kill -9 {before}; echo wrong >/etc/boxwright/api/production/peppers")
+    eventually("another process", lambda: studio.pid(SERVICE) not in (0, before), 60)
+    assert "api: production running" in studio.apply()
+    assert studio.apply() == []
+    assert studio.http("GET", "v1/models", key).status_code == 200
+
+
+def test_verify_says_so_too(studio: Studio) -> None:
+    found = json.loads(studio.run("boxwright", "verify", "--json").out)
+    checks = [check for check in found["checks"] if check["role"] in ("api", "gateway")]
+    assert [check for check in checks if check["outcome"] not in ("ok", "skipped")] == []
+    assert [check for check in checks if check["role"] == "api" and check["outcome"] == "ok"]
+
+
+def test_removed_and_removed_again(studio: Studio) -> None:
+    removed = studio.run("boxwright", "remove", "--json").expect()
+    assert removed.code == 0
+    assert studio.pid(SERVICE) == 0
+    left = studio.mac.sh(f"ls -d {CREDENTIALS} /etc/boxwright/api /opt/boxwright/api /Library/LaunchDaemons/*api*")
+    assert "\n/" not in f"\n{left}".replace("\nls:", "")
+    again = json.loads(studio.run("boxwright", "remove", "--json").expect().out)
+    assert again["hosts"][studio.mac.name]["changed"] == []
