@@ -256,7 +256,7 @@ class AdminApi:
                 "BW174",
                 f"the API service of {name} cannot do it now: {message} ({code})",
                 None,
-                "`systemctl status` on the box says whether its database runs; then do it again",
+                f"`boxwright verify --limit {name}` says whether its database runs; then do it again",
             )
         if code is None or status >= 500:
             return self._strange(f"status {status} for {method} {path}" + (f": {message} ({code})" if code else ""))

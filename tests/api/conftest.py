@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from boxwright_api.store.migrate import migrate
 from databases import Databases
 from hypothesis import settings as hypothesis_settings
 from limiting import Limits
+from running import Running
 from served import Served, served
 from stores import Place, settings
 from stub_engine import StubEngine
@@ -51,6 +53,58 @@ def service(engine: StubEngine) -> Iterator[Served]:
     """The service in front of it, with parts in memory."""
     with served(engine) as found:
         yield found
+
+
+# The instances that most tests of the running service share. Tests that stop something start one of their own.
+KINDS = ["embedded", pytest.param("full", marks=pytest.mark.lab)]
+
+
+def _lasting(stub: StubEngine, folder: Path, databases: Databases | None) -> Iterator[Running]:
+    stub.behave()
+    with Running(folder, stub.url, databases) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def embedded(stub: StubEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The running service, as it is on a small box."""
+    yield from _lasting(stub, tmp_path_factory.mktemp("embedded"), None)
+
+
+@pytest.fixture(scope="session")
+def full(stub: StubEngine, tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Running]:
+    """The running service with PostgreSQL, Valkey and two workers."""
+    yield from _lasting(stub, tmp_path_factory.mktemp("full"), databases)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each of them, by name."""
+    return str(request.param)
+
+
+@pytest.fixture
+def running(request: pytest.FixtureRequest, kind: str) -> Running:
+    """Each of them; the stub engine (`engine`) is as new."""
+    found: Running = request.getfixturevalue(kind)
+    request.getfixturevalue("engine")
+    return found
+
+
+@pytest.fixture
+def own(
+    request: pytest.FixtureRequest, kind: str, engine: StubEngine, tmp_path: Path
+) -> Iterator[Callable[..., Running]]:
+    """Starts an instance for one test alone, of each kind; arguments are members of its settings."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**changes: Any) -> Running:
+            databases = request.getfixturevalue("databases") if kind == "full" else None
+            found = stack.enter_context(Running(tmp_path / kind, engine.url, databases, **changes))
+            engine.clear()
+            return found
+
+        yield start
 
 
 @pytest.fixture

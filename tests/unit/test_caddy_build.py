@@ -363,8 +363,6 @@ def test_an_interrupted_build_is_completed(fake: Fake, signal_number: signal.Sig
 
 def interruptible() -> None:
     """A build as the main program runs it: nothing of pytest goes on after Ctrl-C."""
-    # A shell starts what runs in the background with Ctrl-C ignored, and its children inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         build()
     except KeyboardInterrupt:

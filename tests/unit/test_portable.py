@@ -50,6 +50,7 @@ LINUX = {
     "boxwright/lab": "the lab's boxes are containers",
     "boxwright/shell.py:_PORTABLE": "both halves of what others use in place of them; they are tried below",
     "boxwright/preflight/linux.py": ELSEWHERE,
+    "boxwright/api_admin.py:AdminApi": "tells people where the log is, which is another place on a Mac",
     "boxwright/facts/accounts.py:_ACCOUNT": ELSEWHERE,
     "boxwright/operations/users.py:_HOME_OF": ELSEWHERE,
     "boxwright/operations/users.py:system_user": ELSEWHERE,

@@ -57,6 +57,18 @@ class Ours(logging.Filter):
         return text != "ASGI callable returned without completing response."
 
 
+class Workers(Multiprocess):
+    """uvicorn's supervisor: it starts the workers, and others for those that die."""
+
+    def terminate_all(self) -> None:
+        """Tell all of them to stop. As long as their supervisor has the socket too, the kernel would go on accepting
+        connections that nobody answers.
+        """
+        for one in self.sockets:
+            one.close()
+        super().terminate_all()
+
+
 def main() -> int:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m boxwright_api", description=__doc__)
@@ -135,7 +147,7 @@ def _serve(settings: Settings) -> int:
     folder = tempfile.mkdtemp(prefix="boxwright-api-")
     os.environ[FOLDER_VARIABLE] = folder
     try:
-        supervisor = Multiprocess(config, [config.bind_socket()])
+        supervisor = Workers(config, [config.bind_socket()])
         supervisor.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
