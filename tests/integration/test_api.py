@@ -268,6 +268,8 @@ def test_after_a_reboot(box: Box) -> None:
     box.container.restart(timeout=60)
     eventually("it is ready", lambda: ready(box), 300)
     eventually("the door leads to it", lambda: ask(box, key, "v1/models").status_code == 200, 120)
+    # The engine answers before its start is over, which ends with a question of its own.
+    eventually("the engine is started", lambda: box.succeeds("systemctl is-active --quiet llamacpp"), 120)
     box.expect_settled()
 
 
