@@ -1,6 +1,7 @@
 """Thousands of requests of all kinds, some of which are broken off: every one has a row, and every token is counted.
 
-BOXWRIGHT_PROOF_REQUESTS says how many; 10,000 is what the project demands, and what a busy machine has no time for.
+BOXWRIGHT_PROOF_REQUESTS says how many, where a machine has no time for the 10,000 that the project demands: half a minute
+where it is idle.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 from running import CHAT, Made, Running, until
 from stub_engine import StubEngine
 
-REQUESTS = int(os.environ.get("BOXWRIGHT_PROOF_REQUESTS", "2000"))
+REQUESTS = int(os.environ.get("BOXWRIGHT_PROOF_REQUESTS", "10000"))
 AT_ONCE = 16
 # How a request ends that its client breaks off: as soon as it is sent, while the engine works, after some chunks.
 PHASES = ("at once", "before the first byte", "in the middle")
@@ -130,8 +131,10 @@ def _judge(running: Running, engine: StubEngine, clients: Clients) -> None:
     until(lambda: engine.running == 0)
     answered = "outcome NOT IN ('client_closed', 'client_closed_early')"
     until(lambda: running.count(answered) == sum(clients.found.values()), why=lambda: running.count(answered))
-    # A client that leaves at once may have done so before its request was read: then there was none.
-    until(lambda: running.count() >= asked_ - clients.aborted // len(PHASES) - 1, why=running.count)
+    # Those that were broken off are written when they are noticed. A client that leaves at once may have done so before
+    # its request was read: then there was none, and no engine has seen it.
+    seen = {record.request_id for record in engine.records}
+    until(lambda: seen <= {row[0] for row in running.rows("request_id")})
     until(lambda: running.taken() == 0)
     until(lambda: running.metric("boxwright_api_in_flight") == 0)
     # One row for each request: none twice, and none missing of those that were answered or with the engine.
@@ -159,7 +162,6 @@ def _judge(running: Running, engine: StubEngine, clients: Clients) -> None:
     sums = running.rows("sum(tokens_in), sum(tokens_out)", "outcome = 'ok'")[0]
     assert sums == [str(into), str(out)]
     # Rows of requests that no engine saw cost nothing, but for those that their clients left on the way to it.
-    seen = {record.request_id for record in engine.records}
     for id, (got_into, got_out, estimated, outcome) in rows.items():
         if id not in seen:
             assert got_out == 0
@@ -173,7 +175,7 @@ def _judge(running: Running, engine: StubEngine, clients: Clients) -> None:
     assert middle > 0
 
 
-@pytest.mark.parametrize("count", [50])
+@pytest.mark.parametrize("count", [20])
 def test_estimates_are_near(running: Running, engine: StubEngine, count: int) -> None:
     """What is counted of a stream that was broken off: at least what its client had read, at most what was sent."""
     made = running.key()
