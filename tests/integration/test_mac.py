@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from kit import MODEL_ENTRY, ROOT, Done, Lab, eventually
+from kit import MODEL_ENTRY, ROOT, Lab, eventually
+from mac_box import Client, MacBox
 from streams import texts
 from test_ports import open_ports
 
@@ -37,11 +37,10 @@ SERVICES = ("caddy", "llamacpp", "boxwright-watchdog", "boxwright-cloudflared")
 QUESTION = {"model": "local-llm", "messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 24}
 
 
-class Studio:
+class Studio(MacBox):
     """The Mac, its inventory, and who asks it from outside."""
 
     def __init__(self, lab: Lab, mac: MacDouble, url: str) -> None:
-        self.lab, self.mac = lab, mac
         self.variables: dict[str, Any] = {
             "gateway_names": [mac.address, NAME],
             "gateway_bind": ["0.0.0.0"],
@@ -53,44 +52,16 @@ class Studio:
             "cloudflared_credentials": CREDENTIALS,
             "mirror_url": url,
         }
-        self.inventory = mac.inventory(**self.variables)
-
-    def run(self, *command: str) -> Done:
-        """A command pointed at it."""
-        return self.lab.run(*command, inventory=self.inventory, timeout=600)
-
-    def apply(self) -> list[str]:
-        """What a run changes; it must succeed."""
-        done = self.run("boxwright", "apply", "--json", "--no-check").expect()
-        found: list[str] = done.json["hosts"][self.mac.name]["changed"]
-        return found
-
-    def settle(self) -> None:
-        """After services were started without a run, one sees that they are ready, and then nothing changes."""
-        assert {name.partition(": ")[2] for name in self.apply()} <= {"running", "watchdog running"}
-        assert self.apply() == []
-
-    def pid(self, service: str) -> int:
-        """Number of its process; 0 where none runs."""
-        found = re.findall(r"^\tpid = (\d+)$", self.mac.sh(f"launchctl print system/boxwright.{service}"), re.MULTILINE)
-        return int(found[0]) if found else 0
+        super().__init__(lab, mac, mac.inventory(**self.variables))
+        self.client = Client(f"https://{mac.address}:{PORT}", lambda: (mac.address, PORT), self.root, TOKEN)
 
     def http(self, method: str, path: str, token: str = "", **arguments: Any) -> requests.Response:
-        """An answer to this machine, over HTTPS that is checked against the root certificate that a run fetched."""
-        with requests.Session() as session:
-            session.trust_env = False
-            session.verify = str(self.lab.state / "ca" / f"{self.mac.name}.crt")
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            url = f"https://{self.mac.address}:{PORT}/{path}"
-            return session.request(method, url, headers=headers, timeout=120, **arguments)
+        """An answer to this machine, by default to somebody without a token."""
+        return self.client.http(method, path, token, **arguments)
 
     def answers(self) -> bool:
         """Whether the model is listed with a token, and without one nothing is."""
-        try:
-            refused, listed = self.http("GET", "v1/models"), self.http("GET", "v1/models", TOKEN)
-        except requests.RequestException:
-            return False
-        return refused.status_code == 401 and listed.status_code == 200 and "local-llm" in listed.text
+        return self.client.answers("local-llm")
 
 
 def formulae(folder: Path) -> Iterator[tuple[str, str, Path]]:
@@ -154,9 +125,9 @@ def test_only_what_is_declared_can_be_reached(studio: Studio) -> None:
 
 def test_services_are_not_root_and_hold_no_secret_in_sight(studio: Studio) -> None:
     for service in SERVICES:
-        owner = studio.mac.sh(f"ps -ww -o user= -p {studio.pid(service)}").strip()
         # The watchdog restarts others.
-        assert owner == ("root" if service == "boxwright-watchdog" else f"_{service.removeprefix('boxwright-')}")
+        root = service == "boxwright-watchdog"
+        assert studio.owner(service) == ("root" if root else f"_{service.removeprefix('boxwright-')}")
     seen = studio.mac.as_user(
         "ps -axwwo command=; cat /Library/LaunchDaemons/boxwright.*.plist; "
         "cat /etc/boxwright/caddy/* /etc/boxwright/cloudflared/* /var/log/boxwright/*/* /var/log/caddy/*"
@@ -167,7 +138,7 @@ def test_services_are_not_root_and_hold_no_secret_in_sight(studio: Studio) -> No
 
 
 def test_verify_says_so_too(studio: Studio) -> None:
-    done = studio.run("boxwright", "verify", "--json")
+    done = studio.run("verify", "--json")
     found = json.loads(done.out)
     for role in ("gateway", "cloudflared", "power"):
         checks = [check for check in found["checks"] if check["role"] == role]
@@ -193,7 +164,7 @@ def test_what_was_edited_is_put_back_without_cutting_a_stream(studio: Studio) ->
 def test_a_configuration_that_cannot_be_is_refused_before_it_is_there(studio: Studio) -> None:
     before = studio.mac.sh(f"cat {CADDYFILE}")
     studio.inventory = studio.mac.inventory(**{**studio.variables, "gateway_bind": ["127.0.0.1"], "gateway_port": 443})
-    refused = studio.run("boxwright", "apply").expect(2)
+    refused = studio.run("apply").expect(2)
     assert "BW027" in refused.err
     assert "below 1024" in refused.err
     studio.inventory = studio.mac.inventory(**studio.variables)
@@ -202,10 +173,7 @@ def test_a_configuration_that_cannot_be_is_refused_before_it_is_there(studio: St
 
 def test_what_is_killed_comes_back_by_itself(studio: Studio) -> None:
     for service in SERVICES:
-        before = studio.pid(service)
-        assert before
-        studio.mac.sh(f"kill -KILL {before}")
-        eventually(f"{service} runs again", lambda one=service, old=before: studio.pid(one) not in (0, old), 90)
+        studio.kill(service)
     eventually("everything answers", studio.answers, 120)
     studio.settle()
 
@@ -220,16 +188,14 @@ def test_after_a_power_cut_everything_answers_again(studio: Studio) -> None:
 
 def test_it_can_be_taken_away(studio: Studio) -> None:
     """Last: nothing of it is left but data, and then not even that."""
-    done = studio.run("boxwright", "remove", "--json").expect()
-    assert done.json["hosts"][studio.mac.name]["changed"]
+    assert studio.changes("remove")
     assert studio.mac.sh("ls /Library/LaunchDaemons; ls /opt; ls /etc/boxwright 2>/dev/null").split() == ["homebrew"]
     # What stays is root's: the next account gets the numbers of those that went.
     owners = studio.mac.sh("find /var/lib/boxwright /var/log/caddy -exec stat -f %Su {} + | sort -u").split()
     assert owners == ["root"]
     assert studio.mac.sh("/usr/bin/dscl . -list /Users | grep -e caddy -e llamacpp -e cloudflared") == ""
-    again = studio.run("boxwright", "remove", "--json").expect()
-    assert again.json["hosts"][studio.mac.name]["changed"] == []
-    studio.run("boxwright", "remove", "--purge").expect()
+    assert studio.changes("remove") == []
+    studio.run("remove", "--purge").expect()
     assert studio.mac.sh("ls -d /var/lib/boxwright /var/log/caddy /var/log/boxwright 2>/dev/null") == ""
     assert asyncio.run(open_ports(studio.mac.address)) == {22}
     assert studio.mac.strays() == []
