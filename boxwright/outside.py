@@ -183,8 +183,17 @@ class Outside:
         return self.request("POST", path, **arguments)
 
     def check(self) -> None:
-        """Raises Failed unless the box answers: with its models, else with the chat page, else with anything."""
-        if self.box.inference.main:
+        """Raises Failed unless the box answers: with its models, else with the chat page, else with anything. Where a
+        token is needed and nobody has one yet, the refusal is the answer.
+        """
+        if self.box.inference.main and self.auth is None and self.box.gateway.auth == "bearer":
+            answer = self.get("v1/models", auth=False)
+            if answer.status_code != requests.codes.unauthorized:
+                raise self._failed(
+                    f"GET {answer.url} without a token answered {answer.status_code} {answer.reason}, not 401",
+                    "`boxwright verify` says which part does not work",
+                )
+        elif self.box.inference.main:
             self.models()
         elif self.box.openwebui.enabled:
             self._good(self.get("", auth=False))

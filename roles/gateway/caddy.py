@@ -6,7 +6,7 @@ from typing import Any
 
 from pyinfra.operations import files as pyinfra_files
 
-from boxwright import caddy_build, systems
+from boxwright import caddy_build, platforms, systems
 from boxwright.artifacts import Wheel, requirements
 from boxwright.errors import Problem
 from boxwright.operations import application_firewall, files, folders, homebrew, python_packages, services, users
@@ -73,13 +73,21 @@ def environment(box: Box) -> str:
     return python_packages.venv_path(BASE, requirements([CADDY]), systems.python(box.system))
 
 
+# The end of each name that a machine has in a tailnet of Tailscale's own.
+TAILNET = ".ts.net"
+
 _NO_IPV6 = "gateway_bind is 0.0.0.0, which Go would open to IPv6 too"
 
 
 def _tls(box: Box) -> str:
     gateway = box.gateway
     if gateway.tls == "internal":
-        return "tls internal"
+        # The site that turns undeclared names away is `tls internal` too, and Caddy makes one policy of what is the
+        # same, which names nobody (consolidateAutomationPolicies in caddyconfig/httpcaddyfile/tlsapp.go of 2.11). Names
+        # below ts.net that no policy names it asks of tailscaled alone (modules/caddyhttp/autohttps.go), which refuses.
+        # To say for the declared names what is so anyway makes the two differ.
+        in_tailnet = any(name.endswith(TAILNET) for name in gateway.names)
+        return "tls {\n\tissuer internal\n\tkey_type p256\n}" if in_tailnet else "tls internal"
     if gateway.tls == "files":
         return f"tls {CERTIFICATE} {CERTIFICATE_KEY}"
     if gateway.tls == "tailscale":
@@ -267,7 +275,8 @@ def install(box: Box, machine: Machine) -> None:
             src=str(caddy_build.binary(target(box, machine))),
             dest=program(box),
             user="root",
-            group="root",
+            # pyinfra's own, which does not know that a Mac has no group of that name.
+            group=platforms.group("root"),
             mode="755",
             create_remote_dir=True,
         )

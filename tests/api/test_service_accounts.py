@@ -1,7 +1,7 @@
 """Thousands of requests of all kinds, some of which are broken off: every one has a row, and every token is counted.
 
-BOXWRIGHT_PROOF_REQUESTS says how many, where a machine has no time for the 10,000 that the project demands: half a minute
-where it is idle.
+BOXWRIGHT_PROOF_REQUESTS says how many, where a machine has no time for the 10,000 that the project demands: half a
+minute where it is idle.
 """
 
 from __future__ import annotations

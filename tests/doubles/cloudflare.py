@@ -22,9 +22,9 @@ ZONE_ID = "023e105f4ecef8ad9ca31a8372d0c353"
 
 
 class Cloudflare:
-    """The API on `address`, port 443 as at Cloudflare."""
+    """The API on `address`; as at Cloudflare on port 443, unless the test leads there otherwise."""
 
-    def __init__(self, address: str, certificate: tuple[Path, Path]) -> None:
+    def __init__(self, address: str, certificate: tuple[Path, Path], port: int = 443) -> None:
         double = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,7 +48,7 @@ class Cloudflare:
             def log_message(self, *arguments: Any) -> None:
                 """Nothing."""
 
-        self._server = ThreadingHTTPServer((address, 443), Handler)
+        self._server = ThreadingHTTPServer((address, port), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)

@@ -36,14 +36,19 @@ class Mirrored:
         return {"lmstudio_version": self.version, "lmstudio_sha512": self.sha512, "lmstudio_size": self.size}
 
 
+def version_of(wheel: Path, build: int) -> str:
+    """The version that the double has with the build number `build` and llama.cpp from `wheel`."""
+    content = hashlib.sha256(wheel.name.encode())
+    for path in (Path(bundle.__file__), *sorted(bundle.PROGRAM.glob("*.py"))):
+        content.update(path.read_bytes())
+    return f"0.0.{int(content.hexdigest()[:6], 16)}-{build}"
+
+
 def in_mirror(build: int) -> Mirrored:
     """The double with the build number `build`; the mirror must have been filled before."""
     files = mirror_dir() / "files"
     wheel = next((files / "wheels").glob("xllamacpp-*.whl"))
-    content = hashlib.sha256(wheel.name.encode())
-    for path in (Path(bundle.__file__), *sorted(bundle.PROGRAM.glob("*.py"))):
-        content.update(path.read_bytes())
-    version = f"0.0.{int(content.hexdigest()[:6], 16)}-{build}"
+    version = version_of(wheel, build)
     folder = Path(tempfile.mkdtemp(dir=mirror_dir()))
     try:
         made = bundle.make(folder, version, wheel)

@@ -71,9 +71,9 @@ def test_only_what_is_declared_can_be_reached(studio: Studio) -> None:
 
 def test_services_are_not_root_and_hold_no_secret_in_sight(studio: Studio) -> None:
     for service in SERVICES:
-        owner = studio.mac.sh(f"ps -ww -o user= -p {studio.pid(service)}").strip()
         # The watchdog restarts others.
-        assert owner == ("root" if service == "boxwright-watchdog" else f"_{service.removeprefix('boxwright-')}")
+        root = service == "boxwright-watchdog"
+        assert studio.owner(service) == ("root" if root else f"_{service.removeprefix('boxwright-')}")
     seen = studio.mac.as_user(
         "ps -axwwo command=; cat /Library/LaunchDaemons/boxwright.*.plist; "
         "cat /etc/boxwright/caddy/* /etc/boxwright/cloudflared/* /var/log/boxwright/*/* /var/log/caddy/*"
@@ -84,7 +84,7 @@ def test_services_are_not_root_and_hold_no_secret_in_sight(studio: Studio) -> No
 
 
 def test_verify_says_so_too(studio: Studio) -> None:
-    done = studio.run("boxwright", "verify", "--json")
+    done = studio.run("verify", "--json")
     found = json.loads(done.out)
     for role in ("gateway", "cloudflared", "power"):
         checks = [check for check in found["checks"] if check["role"] == role]
@@ -110,7 +110,7 @@ def test_what_was_edited_is_put_back_without_cutting_a_stream(studio: Studio) ->
 def test_a_configuration_that_cannot_be_is_refused_before_it_is_there(studio: Studio) -> None:
     before = studio.mac.sh(f"cat {CADDYFILE}")
     studio.inventory = studio.mac.inventory(**{**studio.variables, "gateway_bind": ["127.0.0.1"], "gateway_port": 443})
-    refused = studio.run("boxwright", "apply").expect(2)
+    refused = studio.run("apply").expect(2)
     assert "BW027" in refused.err
     assert "below 1024" in refused.err
     studio.inventory = studio.mac.inventory(**studio.variables)
@@ -119,10 +119,7 @@ def test_a_configuration_that_cannot_be_is_refused_before_it_is_there(studio: St
 
 def test_what_is_killed_comes_back_by_itself(studio: Studio) -> None:
     for service in SERVICES:
-        before = studio.pid(service)
-        assert before
-        studio.mac.sh(f"kill -KILL {before}")
-        eventually(f"{service} runs again", lambda one=service, old=before: studio.pid(one) not in (0, old), 90)
+        studio.kill(service)
     eventually("everything answers", studio.answers, 120)
     studio.settle()
 
@@ -137,16 +134,14 @@ def test_after_a_power_cut_everything_answers_again(studio: Studio) -> None:
 
 def test_it_can_be_taken_away(studio: Studio) -> None:
     """Last: nothing of it is left but data, and then not even that."""
-    done = studio.run("boxwright", "remove", "--json").expect()
-    assert done.json["hosts"][studio.mac.name]["changed"]
+    assert studio.changes("remove")
     assert studio.mac.sh("ls /Library/LaunchDaemons; ls /opt; ls /etc/boxwright 2>/dev/null").split() == ["homebrew"]
     # What stays is root's: the next account gets the numbers of those that went.
     owners = studio.mac.sh("find /var/lib/boxwright /var/log/caddy -exec stat -f %Su {} + | sort -u").split()
     assert owners == ["root"]
     assert studio.mac.sh("/usr/bin/dscl . -list /Users | grep -e caddy -e llamacpp -e cloudflared") == ""
-    again = studio.run("boxwright", "remove", "--json").expect()
-    assert again.json["hosts"][studio.mac.name]["changed"] == []
-    studio.run("boxwright", "remove", "--purge").expect()
+    assert studio.changes("remove") == []
+    studio.run("remove", "--purge").expect()
     assert studio.mac.sh("ls -d /var/lib/boxwright /var/log/caddy /var/log/boxwright 2>/dev/null") == ""
     assert asyncio.run(open_ports(studio.mac.address)) == {22}
     assert studio.mac.strays() == []

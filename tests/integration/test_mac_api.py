@@ -82,17 +82,17 @@ def test_killed_changed_and_restarted_it_comes_back(studio: Studio) -> None:
 
 
 def test_verify_says_so_too(studio: Studio) -> None:
-    found = json.loads(studio.run("boxwright", "verify", "--json").out)
+    found = json.loads(studio.run("verify", "--json").out)
     checks = [check for check in found["checks"] if check["role"] in ("api", "gateway")]
     assert [check for check in checks if check["outcome"] not in ("ok", "skipped")] == []
     assert [check for check in checks if check["role"] == "api" and check["outcome"] == "ok"]
 
 
 def test_removed_and_removed_again(studio: Studio) -> None:
-    removed = studio.run("boxwright", "remove", "--json").expect()
+    removed = studio.run("remove", "--json").expect()
     assert removed.code == 0
     assert studio.pid(SERVICE) == 0
     left = studio.mac.sh(f"ls -d {CREDENTIALS} /etc/boxwright/api /opt/boxwright/api /Library/LaunchDaemons/*api*")
     assert "\n/" not in f"\n{left}".replace("\nls:", "")
-    again = json.loads(studio.run("boxwright", "remove", "--json").expect().out)
+    again = json.loads(studio.run("remove", "--json").expect().out)
     assert again["hosts"][studio.mac.name]["changed"] == []

@@ -9,11 +9,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import shutil
-import subprocess
 import sys
-import tarfile
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,20 +19,17 @@ from typing import Any
 import pytest
 import tiny_model
 from kit import MODEL_ENTRY, Done, Lab, eventually
+from mac_mirror import FILES, PYTHON, archive_of_ollama, bundle_of_lm_studio, packages_of_mlx
 
-from boxwright.artifacts import pinned
-from boxwright.lab import engine, mirror, needed, network, ollama, wheels
+from boxwright.lab import engine, mirror, needed, network, wheels
 from boxwright.lab.locks import locked
 from boxwright.lab.progress import Progress
 from boxwright.paths import cache_dir
-from tests.doubles.lmstudio import bundle
 from tests.doubles.macos import MacDouble
 
 pytestmark = pytest.mark.lab
 
 DEPLOY = Path(__file__).parent / "engines_deploy.py"
-PYTHON = "/opt/homebrew/opt/python@3.13/bin/python3.13"
-FILES = mirror.mirror_dir() / "files"
 PORTS = {"llamacpp": 8081, "ollama": 11434, "mlx": 8083, "lmstudio": 1234}
 
 
@@ -147,37 +140,6 @@ def llamacpp(mac: Mac) -> Mac:
     """With llama.cpp running, as a run has left it."""
     mac.run().expect()
     return mac
-
-
-def archive_of_ollama() -> dict[str, Any]:
-    """The variables of Ollama's archive for a Mac, which is put into the mirror: the lab's program."""
-    with Progress(plain=True) as progress:
-        built = ollama.build(ollama.VERSION, progress)
-    url = ollama.url(ollama.VERSION, "amd64").replace("ollama-linux-amd64.tar.zst", "ollama-darwin.tgz")
-    work = Path(tempfile.mkdtemp(dir=mirror.mirror_dir()))
-    try:
-        subprocess.run(["tar", "--zstd", "-xf", str(built), "-C", str(work)], check=True)
-        packed = work / "ollama-darwin.tgz"
-        with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
-            archive.add(work / "bin" / "ollama", "ollama")
-        packed.chmod(0o644)
-        wheels.place(packed, [wheels.mirrored(url, FILES)])
-        return {"ollama_archive": {"sha256": wheels.sha256_of(packed), "size": packed.stat().st_size}}
-    finally:
-        shutil.rmtree(work)
-
-
-def bundle_of_lm_studio() -> dict[str, Any]:
-    """The variables of LM Studio's double, which is put into the mirror as the publisher has it for a Mac."""
-    wheel = next((FILES / "wheels").glob("xllamacpp-*linux*.whl"))
-    work = Path(tempfile.mkdtemp(dir=mirror.mirror_dir()))
-    try:
-        made = bundle.make(work, "0.0.999-1", wheel, kind="darwin-arm64", python=PYTHON)
-        made.path.chmod(0o644)
-        wheels.place(made.path, [wheels.mirrored(made.url, FILES)])
-        return {"lmstudio_version": "0.0.999-1", "lmstudio_sha512": made.sha512, "lmstudio_size": made.size}
-    finally:
-        shutil.rmtree(work)
 
 
 # llama.cpp
@@ -326,15 +288,8 @@ def test_lm_studio_takes_over(mac: Mac) -> None:
 
 
 def test_mlx_takes_over(mac: Mac) -> None:
-    packages = needed.requirements_of("mlx").read_text(encoding="utf-8")
-    with Progress(plain=True) as progress:
-        mirror.fill_wheels(progress, lambda: pinned(packages), what="wheels for MLX")
-    # Those of a Mac cannot run here.
-    variables = {
-        "inference_engine": "mlx",
-        "mlx_requirements": packages,
-        "inference_models": [tiny_model.published(context=512)],
-    }
+    models = [tiny_model.published(context=512)]
+    variables = {"inference_engine": "mlx", "inference_models": models, **packages_of_mlx()}
     mac.run(**variables).expect()
     assert mac.sh("pgrep -U _lmstudio; id _lmstudio 2>&1").endswith("no such user")
     assert mac.chat(8083)

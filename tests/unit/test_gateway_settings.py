@@ -685,6 +685,9 @@ def test_pages_of_other_origins() -> None:
     ("variables", "lines"),
     [
         ({}, ["tls internal"]),
+        # Else Caddy would ask tailscaled for a certificate of that name, and nobody else.
+        ({"gateway_names": ["llm.example", "box.tail1.ts.net"]}, ["tls", "issuer internal", "key_type p256"]),
+        ({"gateway_names": ["box.ts.net.example"]}, ["tls internal"]),
         (
             {"gateway_tls": "files", "gateway_certificate": PEM, "gateway_certificate_key": KEY},
             [f"tls {caddy.CERTIFICATE} {caddy.CERTIFICATE_KEY}"],

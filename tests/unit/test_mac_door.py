@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from boxwright import caddy_build, launchd
+from boxwright import caddy_build, launchd, platforms
 from boxwright.errors import Problem, Refused
 from boxwright.preflight import Machine
 from boxwright.settings import parse_box
@@ -96,6 +96,18 @@ def test_the_gateway_as_a_daemon() -> None:
     text = caddy.caddyfile(a_box("linux"))
     assert "admin unix//run/caddy/admin.sock\n" in text
     assert "storage file_system /var/lib/caddy\n" in text
+
+
+@pytest.mark.parametrize(("system", "group"), [("darwin", "wheel"), ("linux", "root")])
+def test_the_custom_program_belongs_to_a_group_that_there_is(
+    monkeypatch: pytest.MonkeyPatch, system: str, group: str
+) -> None:
+    put: dict[str, Any] = {}
+    monkeypatch.setattr(caddy.pyinfra_files, "put", lambda **arguments: put.update(arguments))
+    monkeypatch.setattr(caddy.users, "system_user", lambda *arguments, **more: None)
+    monkeypatch.setattr(platforms, "system", lambda: system)
+    caddy.install(a_box(system, gateway_requests=60), MAC if system == "darwin" else DEBIAN)
+    assert (put["user"], put["group"], put["mode"]) == ("root", group, "755")
 
 
 def test_the_custom_program_is_one_for_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:

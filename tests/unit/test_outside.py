@@ -203,6 +203,22 @@ def test_what_a_box_must_answer_depends_on_what_it_serves(door: Door) -> None:
         assert door.seen[-1]["path"] == "/"
 
 
+def test_a_box_for_which_nobody_has_a_token_yet_answers_by_refusing(door: Door) -> None:
+    """As after the first run of most presets; a door that is open without one is none."""
+    box = settings("box", NAME, door.port)
+    box.gateway.asks_for_password, box.gateway.auth, box.gateway.tokens = False, "bearer", {}
+    with Outside(box, at_loopback()) as outside:
+        outside.check()
+        assert door.seen[-1]["path"] == "/v1/models"
+        assert f"none yet; boxwright token add NAME --limit {box.name} makes one" in "\n".join(
+            summary(box, at_loopback(), "make test")
+        )
+        door.user, door.password = "", ""
+        outside.session.headers["Authorization"] = "Basic Og=="
+        with pytest.raises(Failed, match="without a token answered 200 OK, not 401"):
+            outside.check()
+
+
 def test_the_summary_names_only_what_the_box_serves(door: Door) -> None:
     box = settings("box", NAME, door.port)
     box.inference.main, box.openwebui.enabled = None, False
