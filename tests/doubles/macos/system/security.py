@@ -143,7 +143,8 @@ def systemsetup(name: str, arguments: list[str]) -> int:
             return 0
         if verb == f"-set{key}":
             with common.kept("systemsetup") as kept:
-                kept[key] = value
+                # However it was written, it is told as "On" and "Off".
+                kept[key] = value.capitalize() if value.lower() in ("on", "off") else value
             common.complain(
                 f"{common.stamp('systemsetup')} ### Error:-99 File:/AppleInternal/Library/BuildRoots/double/"
                 "InternetServices.m Line:379"
