@@ -91,6 +91,15 @@ def test_members(service: Served, engine: StubEngine, member: dict[str, Any]) ->
     assert not engine.records
 
 
+@pytest.mark.parametrize("member", [{"options": 1}, {"options": "num_ctx"}, {"keep_alive": []}, {"think": {}}])
+def test_members_for_ollama_in_every_request(service: Served, engine: StubEngine, member: dict[str, Any]) -> None:
+    """Embeddings have them too."""
+    response = service.post("/v1/embeddings", json.dumps({"model": "ollama", "input": "a", **member}).encode())
+    assert error(response) == (400, "invalid_value")
+    assert response.json()["error"]["param"].split(".")[0] == next(iter(member))
+    assert not engine.records
+
+
 def test_a_name_twice(service: Served, engine: StubEngine) -> None:
     """The engine sees the one that was checked, whatever it would have taken itself."""
     body = (

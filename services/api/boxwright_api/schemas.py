@@ -26,6 +26,9 @@ class Asked(BaseModel):
 
     model: str = Field(min_length=1, max_length=256, description="A name of GET /v1/models.")
     user: str | None = Field(None, description="Handed on.")
+    options: dict[str, Any] | None = Field(None, description="Options of Ollama, such as num_ctx; to Ollama only.")
+    keep_alive: int | float | str | None = Field(None, description="How long Ollama keeps the model; to Ollama only.")
+    think: bool | str | None = Field(None, description="Whether Ollama lets the model think first; to Ollama only.")
 
 
 class StreamOptions(BaseModel):
@@ -43,9 +46,6 @@ class Streamed(Asked):
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    options: dict[str, Any] | None = Field(None, description="Options of Ollama, such as num_ctx; to Ollama only.")
-    keep_alive: int | float | str | None = Field(None, description="How long Ollama keeps the model; to Ollama only.")
-    think: bool | str | None = Field(None, description="Whether Ollama lets the model think first; to Ollama only.")
 
 
 class Message(BaseModel):
