@@ -89,8 +89,8 @@ class _Bearer(AuthBase):
 class Outside:
     """HTTP client for one box, seen from outside. Use as a context manager, or call `close`.
 
-    `url` ends with a slash; `auth` is (user, password) or a bearer token for `/v1`, None where the box wants none or
-    has no token yet. No proxy and no ~/.netrc of this machine is used.
+    `url` ends with a slash; `auth` is (user, password) or a bearer token for `/v1`, None where the box wants none, has
+    no token yet, or asks for keys of the API service. No proxy and no ~/.netrc of this machine is used.
     """
 
     def __init__(self, box: Any, connection: Connection) -> None:
@@ -184,9 +184,10 @@ class Outside:
 
     def check(self) -> None:
         """Raises Failed unless the box answers: with its models, else with the chat page, else with anything. Where a
-        token is needed and nobody has one yet, the refusal is the answer.
+        token is needed and nobody has one yet, the refusal is the answer; so it is where a key is, which this machine
+        never has.
         """
-        if self.box.inference.main and self.auth is None and self.box.gateway.auth == "bearer":
+        if self.box.inference.main and self.auth is None and self.box.gateway.auth in ("bearer", "keys"):
             answer = self.get("v1/models", auth=False)
             if answer.status_code != requests.codes.unauthorized:
                 raise self._failed(

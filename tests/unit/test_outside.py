@@ -219,6 +219,18 @@ def test_a_box_for_which_nobody_has_a_token_yet_answers_by_refusing(door: Door) 
             outside.check()
 
 
+def test_a_box_that_asks_for_keys_answers_by_refusing(door: Door) -> None:
+    """Keys are in the API service's database: this machine has none, not even after the first run."""
+    box = settings("box", NAME, door.port)
+    box.gateway.asks_for_password, box.gateway.auth = False, "keys"
+    with Outside(box, at_loopback()) as outside:
+        outside.check()
+        door.user, door.password = "", ""
+        outside.session.headers["Authorization"] = "Basic Og=="
+        with pytest.raises(Failed, match="answered 200 OK, not 401"):
+            outside.check()
+
+
 def test_the_summary_names_only_what_the_box_serves(door: Door) -> None:
     box = settings("box", NAME, door.port)
     box.inference.main, box.openwebui.enabled = None, False
