@@ -192,7 +192,7 @@ def test_an_experiment_has_keys_of_its_own(large: Box) -> None:
         "rm /etc/boxwright/api/production/admin_secret",
         "chmod 0644 /etc/boxwright/api/production/peppers",
         "sed -i s/127.0.0.1/0.0.0.0/ /etc/boxwright/api/production.json; systemctl restart boxwright-api-production",
-        "echo 'raise SystemExit(1)' >>/opt/boxwright/api/*/boxwright_api/__main__.py; "
+        "for file in /opt/boxwright/api/*/boxwright_api/__main__.py; do echo 'raise SystemExit(1)' >>\"$file\"; done; "
         "systemctl restart --no-block boxwright-api-production",
         "systemctl disable --now boxwright-api-production",
         "rm /etc/systemd/system/boxwright-api-production-migrate.service",
