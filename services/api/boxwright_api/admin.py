@@ -22,6 +22,7 @@ from starlette.types import Message
 
 from boxwright_api import keys
 from boxwright_api.audit import Refusals
+from boxwright_api.client import refusal
 from boxwright_api.contracts import Span, Store
 from boxwright_api.errors import ApiError, KeyChanged, StoreUnavailable, unavailable
 from boxwright_api.parts import Parts
@@ -32,6 +33,7 @@ ACTOR_HEADER = "X-Boxwright-Actor"
 ACTOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+-]{0,63}", re.ASCII)
 NOBODY = "unnamed"
 
+# Bytes of a request.
 LARGEST_BODY = 64 * 1024
 OVERLAP = 86_400
 LONGEST_OVERLAP = 366 * 86_400
@@ -247,13 +249,13 @@ class _Route(APIRoute):
                 DOORS.enter(request)
                 response = await inner(Request(request.scope, await _read(request)))
             except ApiError as error:
-                response = _refusal(error)
+                response = refusal(error)
             except RequestValidationError as error:
-                response = _refusal(_invalid(error))
+                response = refusal(_invalid(error))
             except HTTPException as error:
-                response = _refusal(ApiError(error.status_code, "invalid_request", str(error.detail)))
+                response = refusal(ApiError(error.status_code, "invalid_request", str(error.detail)))
             except StoreUnavailable:
-                response = _refusal(unavailable("store_unavailable", "The database does not answer."))
+                response = refusal(unavailable("store_unavailable", "The database does not answer."))
             response.headers["Cache-Control"] = "no-store"
             return response
 
@@ -282,13 +284,6 @@ async def _read(request: Request) -> Callable[[], Coroutine[Any, Any, Message]]:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive
-
-
-def _refusal(error: ApiError) -> Response:
-    headers = dict(error.headers)
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after + 0.499)))
-    return Response(error.body(), error.status, headers, "application/json")
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

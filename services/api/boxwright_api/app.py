@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-from boxwright_api import VERSION, health, metrics, routes
-from boxwright_api.client import error_headers
+from boxwright_api import VERSION, admin, health, metrics, routes
+from boxwright_api.client import refusal
 from boxwright_api.edge import Edge, not_found, quiet
 from boxwright_api.errors import ApiError, StoreUnavailable, unavailable
 from boxwright_api.parts import Parts
@@ -24,8 +24,6 @@ from boxwright_api.upstream import Upstream
 
 # What is cancelled at the end may still say so to its client, in seconds.
 LAST_WORDS = 2.0
-# Bytes of a request to /admin.
-ADMIN_BODY = 64 * 1024
 
 
 def create_app(parts: Parts, *routers: APIRouter) -> FastAPI:
@@ -47,7 +45,7 @@ def create_app(parts: Parts, *routers: APIRouter) -> FastAPI:
     app.router.routes.extend(routes.routes())
     app.include_router(health.router())
     for router in routers:
-        app.include_router(router, max_body_size=ADMIN_BODY)
+        app.include_router(router, max_body_size=admin.LARGEST_BODY)
     app.router.routes.append(Route("/metrics", metrics.metrics, methods=["GET"]))
     app.add_middleware(Edge)
 
@@ -64,7 +62,6 @@ def create_app(parts: Parts, *routers: APIRouter) -> FastAPI:
 
 def create_app_from_settings() -> FastAPI:
     """The service that the settings describe, for uvicorn."""
-    from boxwright_api.admin import router
     from boxwright_api.keys import KeyRing
     from boxwright_api.limits import open_limiter
     from boxwright_api.store import open_store
@@ -73,7 +70,7 @@ def create_app_from_settings() -> FastAPI:
     settings = Settings()
     store = open_store(settings)
     keys, usage = KeyRing(settings, store), UsageLog(settings, store)
-    return create_app(Parts(settings, store, open_limiter(settings, store), keys, usage), router())
+    return create_app(Parts(settings, store, open_limiter(settings, store), keys, usage), admin.router())
 
 
 @contextlib.asynccontextmanager
@@ -108,29 +105,25 @@ async def _count_losses(parts: Parts) -> None:
         counted = parts.usage.dropped
 
 
-def _answer(error: ApiError) -> Response:
-    return Response(error.body(), error.status, error_headers(error), "application/json")
-
-
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # noqa: S101 - what the handler is registered for
-    return _answer(error)
+    return refusal(error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
     if error.status_code == 404:
-        return _answer(not_found())
+        return refusal(not_found())
     code = {405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code, "refused")
-    return _answer(ApiError(error.status_code, code, f"{error.detail}.", headers=error.headers))
+    return refusal(ApiError(error.status_code, code, f"{error.detail}.", headers=error.headers))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what the handler is registered for
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])[:200]
-    return _answer(ApiError(400, "invalid_value", f"`{where}`: {first['msg']}.", param=where))
+    return refusal(ApiError(400, "invalid_value", f"`{where}`: {first['msg']}.", param=where))
 
 
 async def _store_away(request: Request, error: Exception) -> Response:
-    return _answer(unavailable("store_unavailable", "The database does not answer."))
+    return refusal(unavailable("store_unavailable", "The database does not answer."))

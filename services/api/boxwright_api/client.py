@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from boxwright_api.errors import ApiError
@@ -149,6 +150,11 @@ def error_headers(error: ApiError) -> dict[str, str]:
     if error.retry_after is None:
         return error.headers
     return {**error.headers, "Retry-After": str(max(1, math.ceil(error.retry_after)))}
+
+
+def refusal(error: ApiError) -> Response:
+    """The same as a response, for handlers that give one back."""
+    return Response(error.body(), error.status, error_headers(error), "application/json")
 
 
 async def refuse(send: Send, error: ApiError, body: Body | None = None) -> None:
