@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boxwright.errors import Failed, Problem, Refused
-from boxwright.lab import inventory_text, keys, network, state
+from boxwright.lab import inventory_text, keys, machine, network, state
 from boxwright.lab.locks import locked
 from boxwright.lab.progress import Progress
 from boxwright.paths import ca_file, cache_dir, state_dir
@@ -294,17 +294,29 @@ def wait_until_ready(container: Container, address: str) -> str:
     """
     deadline = time.monotonic() + BOOT_TIMEOUT
     booted = ""
+    container.reload()
+    restarts = container.attrs["RestartCount"]
     while time.monotonic() < deadline:
         container.reload()
         if container.status == "running":
             if booted not in ("running", "degraded"):
-                booted = network.run_inside(container, "systemctl", "is-system-running").strip()
+                booted = _asked_systemd(container)
             if booted in ("running", "degraded") and answers_ssh(address):
                 return "" if booted == "running" else f"; failed units: {_failed_units(container)}"
-        elif container.status in ("exited", "dead"):
+        elif container.status in ("exited", "dead") or container.attrs["RestartCount"] > restarts + 2:
             break
         time.sleep(0.15)
     last = network.last_words(container)
+    few = machine.inotify_shortage()
+    if few:
+        raise Failed(
+            Problem(
+                code="BW310",
+                message=f"the box does not boot: {few}, and systemd needs some of them",
+                help="take boxes down that nobody needs (`boxwright lab list`), or allow more: "
+                f"`sudo sysctl {machine.INOTIFY_INSTANCES}=1024`",
+            )
+        )
     raise Failed(
         Problem(
             code="BW310",
@@ -314,6 +326,16 @@ def wait_until_ready(container: Container, address: str) -> str:
             help=f"look into it with `docker exec -it {container.name} bash` and `journalctl -b`",
         )
     )
+
+
+def _asked_systemd(container: Container) -> str:
+    """What systemd in the container says of itself; empty when the container ends at this very moment."""
+    from docker.errors import APIError
+
+    try:
+        return network.run_inside(container, "systemctl", "is-system-running").strip()
+    except APIError:
+        return ""
 
 
 def _failed_units(container: Container) -> str:

@@ -24,6 +24,7 @@ from boxwright.paths import cache_dir
 
 #: Lines of a failed command's output that go into the error; the whole output stays in the log file.
 TAIL_LINES = 15
+INOTIFY_INSTANCES = "fs.inotify.max_user_instances"
 
 
 def is_root() -> bool:
@@ -216,6 +217,24 @@ def require_disk(path: Path, needed: int, *, why: str) -> None:
                 )
             ]
         )
+
+
+def inotify_shortage(proc: Path = Path("/proc")) -> str:
+    """In words, that root has used up its inotify instances; empty when some are left, or nobody can tell.
+
+    Root in a container counts as root of the machine, and the kernel allows 128 by default (inotify(7)); a box that
+    has booted holds about five. Which a process holds can be seen by root alone.
+    """
+    try:
+        allowed = int((proc / "sys" / INOTIFY_INSTANCES.replace(".", "/")).read_text())
+    except (OSError, ValueError):
+        return ""
+    used = 0
+    for descriptor in proc.glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            used += descriptor.readlink().name == "anon_inode:inotify"
+    # Some belong to other users: near the limit is at it.
+    return f"{used} of {allowed} inotify instances of this machine are in use" if used >= allowed - 4 else ""
 
 
 def architecture() -> str:

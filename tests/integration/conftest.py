@@ -10,6 +10,9 @@ from kit import LIGHT, Box, Lab, remove_leftovers
 # What takes longest comes first, so that of several processes (`pytest -n`, each file in one of them) none waits long
 # for the last one. What takes much away comes last, so that nothing waits for it to be built up again.
 FIRST, LAST = ("test_molecule.py",), ("test_reboot.py", "test_removal.py")
+# Boxes that several files use. Those of one file alone go with its last test: every box holds about five of the 128
+# inotify instances that root has on a machine by default, so some 25 boxes at a time are all that can boot.
+SHARED = ("full", "light", "gateway")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +40,13 @@ def lab() -> Iterator[Lab]:
         yield session
     finally:
         session.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _boxes_of_this_file(lab: Lab) -> Iterator[None]:
+    """Take away what only the tests of one file used."""
+    yield
+    lab.take_away(set(lab.boxes) - set(SHARED))
 
 
 @pytest.fixture(scope="session")

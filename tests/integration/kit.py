@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
@@ -192,6 +192,13 @@ class Lab:
             remove=True,
             **options,
         )
+
+    def take_away(self, names: Iterable[str]) -> None:
+        """Remove some of the boxes; nothing is kept of them."""
+        if self.kept:
+            return
+        for name in names:
+            self.run("boxwright", "lab", "down", self.boxes.pop(name).name, "--purge").expect()
 
     def close(self) -> None:
         """Take the boxes away, also those that a failed `lab up` has left half made."""

@@ -397,6 +397,23 @@ def test_a_program_that_is_not_there_is_a_failure_and_no_traceback(tmp_path: Pat
     assert "not found" in caught.value.problems[0].message
 
 
+@pytest.mark.parametrize(("allowed", "said"), [("8", "6 of 8 inotify instances of this machine are in use"), ("128", "")])
+def test_used_up_inotify_instances_are_said(tmp_path: Path, allowed: str, said: str) -> None:
+    limit = tmp_path / "sys/fs/inotify/max_user_instances"
+    limit.parent.mkdir(parents=True)
+    limit.write_text(f"{allowed}\n")
+    for process in ("1", "22", "333"):
+        descriptors = tmp_path / process / "fd"
+        descriptors.mkdir(parents=True)
+        for number, target in enumerate(("anon_inode:inotify", "/dev/null", "anon_inode:inotify")):
+            (descriptors / str(number)).symlink_to(target)
+    assert machine.inotify_shortage(tmp_path) == said
+
+
+def test_a_machine_without_inotify_has_no_shortage(tmp_path: Path) -> None:
+    assert machine.inotify_shortage(tmp_path) == ""
+
+
 # -- progress and locks
 
 
