@@ -397,7 +397,9 @@ def test_a_program_that_is_not_there_is_a_failure_and_no_traceback(tmp_path: Pat
     assert "not found" in caught.value.problems[0].message
 
 
-@pytest.mark.parametrize(("allowed", "said"), [("8", "6 of 8 inotify instances of this machine are in use"), ("128", "")])
+@pytest.mark.parametrize(
+    ("allowed", "said"), [("8", "6 of 8 inotify instances of this machine are in use"), ("128", "")]
+)
 def test_used_up_inotify_instances_are_said(tmp_path: Path, allowed: str, said: str) -> None:
     limit = tmp_path / "sys/fs/inotify/max_user_instances"
     limit.parent.mkdir(parents=True)
