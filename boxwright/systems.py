@@ -36,6 +36,11 @@ def runtime_folder(system: System, name: str) -> str:
     return f"{launchd.RUNTIME if system == 'darwin' else '/run'}/{name}"
 
 
+def credentials_folder(system: System, name: str) -> str:
+    """Where the service `name`, and nobody else, finds its `credentials` (systemd.exec(5), LoadCredential=)."""
+    return f"{launchd.CREDENTIALS}/{name}" if system == "darwin" else f"/run/credentials/{name}.service"
+
+
 def open_files(system: System) -> str:
     """How many files a service with many connections may have open. A Mac starts none that asks for more than its
     kern.maxfilesperproc, which depends on its memory; OPEN_MAX of its <sys/syslimits.h> is always there.

@@ -1,5 +1,6 @@
 """Tasks of the cloudflared role."""
 
+from boxwright import systems
 from boxwright.artifacts import AptRepository
 from boxwright.operations import apt, apt_repositories, cloudflared, files, homebrew, programs, services, users
 from boxwright.preflight import Machine, Need
@@ -35,8 +36,6 @@ CONFIGURATION = f"{FOLDER}/config.yml"
 TOKEN, CREDENTIALS = f"{FOLDER}/token", f"{FOLDER}/credentials.json"
 # The gateway's certificate, where that is one of the user's own.
 CERTIFICATE = f"{FOLDER}/gateway.pem"
-# Where systemd shows the service, and nobody else, its secrets (systemd.exec(5), LoadCredential=; systemd 247).
-SHOWN = f"/run/credentials/{NAME}.service"
 
 # `ingress validate` ends with 0 for a key that it does not know, and says so (cloudflared 2026.8.2).
 VALIDATE = f"""said=$({PROGRAM} tunnel --config {{path}} ingress validate 2>&1) || {{ echo "$said"; exit 1; }}
@@ -69,16 +68,10 @@ def program(box: Box) -> str:
     return MAC_PROGRAM if box.system == "darwin" else PROGRAM
 
 
-def reader(box: Box) -> str:
-    """The group that may read the secrets, beside root. systemd shows them to the service, launchd cannot."""
-    return MAC_ACCOUNT if box.system == "darwin" else "root"
-
-
 def shown(box: Box, path: str) -> str:
     """Where the service reads the file that is kept at `path`."""
-    if box.system == "darwin":
-        return path
-    return f"{SHOWN}/{'gateway.pem' if path == authority(box) else path.rpartition('/')[2]}"
+    name = "gateway.pem" if path == authority(box) else path.rpartition("/")[2]
+    return f"{systems.credentials_folder(box.system, NAME)}/{name}"
 
 
 def secrets(box: Box) -> dict[str, str]:
@@ -103,18 +96,18 @@ def configuration(box: Box) -> str:
 
 
 def service(box: Box) -> Service:
-    """The tunnel as a service: on Linux nobody in particular, with nothing of the box but what systemd shows it; on a
-    Mac an account of its own.
+    """The tunnel as a service: on Linux nobody in particular, on a Mac an account of its own, which has nothing of the
+    box but what it is shown.
     """
     read = (*secrets(box), *((authority(box),) if authority(box) else ()))
     token = ("--token-file", shown(box, TOKEN)) if TOKEN in secrets(box) else ()
     mac = box.system == "darwin"
-    loaded = {} if mac else {"LoadCredential": tuple(sorted(f"{shown(box, a).rpartition('/')[2]}:{a}" for a in read))}
     return Service(
         name=NAME,
         description="Cloudflare Tunnel to the gateway",
         command=(program(box), "--config", CONFIGURATION, "--no-autoupdate", "tunnel", "run", *token),
-        restart_files=(CONFIGURATION, *read),
+        restart_files=(CONFIGURATION,),
+        credentials={shown(box, path).rpartition("/")[2]: path for path in read},
         user=MAC_ACCOUNT if mac else "",
         group=MAC_ACCOUNT if mac else "",
         # It says so when the first connection to Cloudflare stands.
@@ -128,7 +121,6 @@ def service(box: Box) -> Service:
         sandbox_exceptions={
             "IPAddressDeny": (None, "Cloudflare's servers and the box's name servers have any address")
         },
-        settings=loaded,
     )
 
 
@@ -158,12 +150,9 @@ def configure(box: Box) -> None:
     """Secrets, the rules -- accepted by the program before they replace the old ones -- and the unit."""
     files.directory(name="cloudflared: folder of settings", path="/etc/boxwright")
     files.directory(name="cloudflared: folder of the tunnel", path=FOLDER)
-    wanted, group = secrets(box), reader(box)
-    mode = "0600" if group == "root" else "0640"
+    wanted = secrets(box)
     for path, text in wanted.items():
-        files.content(
-            name=f"cloudflared: write {_WORDS[path]}", path=path, text=text, group=group, mode=mode, secret=True
-        )
+        files.content(name=f"cloudflared: write {_WORDS[path]}", path=path, text=text, mode="0600", secret=True)
     if box.gateway.tls == "files":
         files.content(
             name="cloudflared: write the gateway's certificate",

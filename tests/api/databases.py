@@ -31,7 +31,7 @@ printf 'save ""\\n' >>"$1/etc/valkey/valkey.conf"
 )
 
 
-def _image(client: Any, progress: Any) -> str:
+def ensure_image(client: Any, progress: Any) -> str:
     recipe = image.recipe(image.SUITE, PACKAGES, SETUP)
     return image.ensure(client, progress, "image with databases", REPOSITORY, recipe)
 
@@ -40,7 +40,7 @@ def _image(client: Any, progress: Any) -> str:
 class Databases:
     """The container with both servers, for one test session."""
 
-    machine: Any = field(default_factory=lambda: Machine(_image))
+    machine: Any = field(default_factory=lambda: Machine(ensure_image))
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     redis_password: str = field(default_factory=lambda: secrets.token_hex(16))
     _count: int = 0

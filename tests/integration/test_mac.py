@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from kit import Lab, eventually
 from streams import texts
-from studio import PORT, QUESTION, TOKEN, TUNNEL_SECRET, Studio, formulae
+from studio import PORT, QUESTION, TOKEN, TUNNEL_SECRET, Studio, tunnel_formulae
 from test_ports import open_ports
 
 from boxwright.lab import engine, mirror, needed
@@ -32,7 +32,7 @@ def studio(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studi
     with Progress(plain=True) as progress:
         _, servers = mirror.prepare(engine.ensure(progress), progress, needed.wheels)
     with MacDouble(name="studio", full_disk_access=True, throttle=1) as mac:
-        for formula in formulae(tmp_path_factory.mktemp("formulae")):
+        for formula in tunnel_formulae(tmp_path_factory.mktemp("formulae")):
             mac.formula(*formula)
         made = Studio(lab, mac, servers.url)
         changed = made.apply()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from kit import MODEL_ENTRY, Lab, eventually
-from studio import QUESTION, Studio, formulae
+from studio import QUESTION, Studio, tunnel_formulae
 
 from boxwright.lab import engine, mirror, needed
 from boxwright.lab.mirror import mirror_dir
@@ -29,7 +29,7 @@ def studio(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studi
         for fill in needed.programs({"api_enabled": True}):
             fill(mirror_dir() / "files", progress)
     with MacDouble(name="apistudio", full_disk_access=True, throttle=1) as mac:
-        for formula in formulae(tmp_path_factory.mktemp("formulae")):
+        for formula in tunnel_formulae(tmp_path_factory.mktemp("formulae")):
             mac.formula(*formula)
         made = Studio(lab, mac, servers.url)
         given: dict[str, Any] = {**made.variables, "api_enabled": True, "gateway_auth": "keys"}

@@ -151,6 +151,8 @@ class Metrics(Quiet):
 class Edge(Quiet):
     """Cloudflare's edge, and cloudflared's proxy behind it."""
 
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
         host = self.headers["Host"].partition(":")[0]
         rule = self.tunnel.rule(host, self.path)
@@ -168,6 +170,7 @@ class Edge(Quiet):
         try:
             context = ssl.create_default_context(cafile=origin.get("caPool"))
             plain = socket.create_connection((service.hostname, service.port or 443), timeout=30)
+            plain.settimeout(None)
             connection = http.client.HTTPConnection(service.hostname)
             connection.sock = context.wrap_socket(plain, server_hostname=name)
             connection.request(self.command, self.path, body or None, headers)
@@ -175,11 +178,21 @@ class Edge(Quiet):
             kept = [
                 (key, value) for key, value in answer.getheaders() if key.lower() in ("content-type", "retry-after")
             ]
-            self.say(answer.status, answer.read(), kept)
+            self.hand_on(answer, kept)
         except OSError as error:
             self.say(502, f"Unable to reach the origin service: {error}\n".encode())
 
-    do_POST = do_GET
+    do_POST = do_OPTIONS = do_GET
+
+    def hand_on(self, answer, headers):
+        """The origin's answer, each piece as soon as it is there."""
+        self.send_response(answer.status)
+        for name, value in (*headers, ("Transfer-Encoding", "chunked")):
+            self.send_header(name, value)
+        self.end_headers()
+        while piece := answer.read1(65536):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
 
 
 def serve(address, handler):

@@ -142,10 +142,11 @@ def field(letter: str, kind: str, part: str, path: str, about: os.stat_result, t
     if letter in "NYRZ":
         link = str(Path(path).readlink()) if modes.S_ISLNK(mode) else ""
         if letter == "Y":
-            return None, link
+            # As text with the arrow: stat.c of FreeBSD, which Apple's is made of, has `ofmt == FMTF_STRING ? 0 : 4`.
+            return None, f" -> {link}" if link and kind == "S" else link
         if letter == "R":
             return None, os.path.realpath(path)
-        return None, f"{path} -> {link}" if link and kind == "S" else path
+        return None, path
     if letter == "d":
         device = about.st_dev
         return {"H": os.major(device), "L": os.minor(device)}.get(part, device), ""

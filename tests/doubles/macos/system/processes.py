@@ -35,6 +35,8 @@ class Process:
     nice: int
     program: str
     command: str
+    # What the kernel calls it, whatever the process writes over its arguments: the file that was executed.
+    executed: str
 
 
 def boot_time() -> float:
@@ -63,6 +65,7 @@ def processes() -> Iterator[Process]:
                 # A program of the double's own: what a Mac would show is what was called.
                 program = words[2]
                 command = " ".join(words[2:])
+                name = program.rsplit("/", 1)[-1]
             tty = int(fields[4])
             yield Process(
                 pid=int(folder.name),
@@ -78,6 +81,8 @@ def processes() -> Iterator[Process]:
                 nice=int(fields[16]),
                 program=program,
                 command=command,
+                # Linux keeps 15 letters of it.
+                executed=name if len(name) < 15 else program.rsplit("/", 1)[-1],
             )
 
 
@@ -124,7 +129,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Process], str]]] = {
     "nice": ("NI", lambda each: str(each.nice)),
     "ni": ("NI", lambda each: str(each.nice)),
     "comm": ("COMM", lambda each: each.program),
-    "ucomm": ("UCOMM", lambda each: each.program.rsplit("/", 1)[-1][:16]),
+    "ucomm": ("UCOMM", lambda each: each.executed[:16]),
     "command": ("COMMAND", lambda each: each.command),
     "args": ("ARGS", lambda each: each.command),
 }

@@ -192,7 +192,7 @@ def lsof(name: str, arguments: list[str]) -> int:
 
 def command(process: Process) -> str:
     """What stands under COMMAND."""
-    return process.program.rsplit("/", 1)[-1].rstrip(":")
+    return process.executed
 
 
 def matches(each: Socket, wanted: list[str]) -> bool:
