@@ -217,7 +217,7 @@ async def test_server_stopped_and_back(redis_limits: Limits, databases: Database
             assert await limiter.in_flight() == 1
         back = time.monotonic()
         await until(limiter.alive)
-        assert time.monotonic() - back < 5
+        assert time.monotonic() - back < 20
         assert await _spent(limiter) == 700
         await until(lambda: _in_flight(limiter, 1))
         await limiter.release(held, 0)

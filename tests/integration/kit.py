@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import docker
+import pytest
 import requests
 import yaml
 from docker.errors import NotFound
@@ -106,6 +107,8 @@ class Lab:
         self.boxes: dict[str, Box] = {}
         self._engine: docker.DockerClient | None = None
         self._neighbours = 0
+        # Times in a row that `up` failed, by the name of the box.
+        self._failures: dict[str, int] = {}
 
     @property
     def engine(self) -> docker.DockerClient:
@@ -170,7 +173,12 @@ class Lab:
             hosts = {"linux": {"hosts": {"box": dict(variables)}}}
             (preset / "hosts.yml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
             options = ("--preset", str(preset), *options)
+        # A shared box that cannot be made would be tried by every test that wants it, for minutes each time.
+        if self._failures.get(name, 0) >= 2:
+            pytest.fail(f"the box {name} could not be made twice; see the test that first wanted it", pytrace=False)
+        self._failures[name] = self._failures.get(name, 0) + 1
         self.run("boxwright", "lab", "up", full, *options, timeout=1800).expect()
+        self._failures[name] = 0
         box = self.boxes.get(name) or Box(self, full)
         self.boxes[name] = box
         return box

@@ -6,7 +6,6 @@ the lab's network. The name of the box is one that only that name server knows.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import subprocess
@@ -17,8 +16,8 @@ from typing import Any
 import pytest
 from gateway_box import this_machine
 from kit import LIGHT, Box, Lab, eventually
+from ports import open_ports
 from scanner import expect_none, findings
-from test_ports import open_ports
 
 from tests.doubles.acme import Pebble
 from tests.doubles.authority import Authority
@@ -158,7 +157,7 @@ def test_a_certificate_from_an_authority(
     assert str(dict(part[0] for part in found["issuer"])["commonName"]) in name
     # By this way and no other.
     assert validated_by(acme, dns) == kind
-    assert asyncio.run(open_ports(box.address)) == ports
+    assert open_ports(box.address) == ports
     if 80 in ports:
         told = box.sh(f"curl --silent --head --resolve {NAME}:80:127.0.0.1 http://{NAME}/v1/models")
         assert f"location: https://{NAME}/v1/models" in told.lower()
@@ -320,7 +319,7 @@ def test_a_certificate_by_a_record_at_cloudflare(
     assert {kind for kind, _ in cloudflare.made} == {"TXT"}
     eventually("the record is gone", lambda: not cloudflare.records)
     assert {authorization for _, _, authorization in cloudflare.asked} == {f"Bearer {TOKEN}"}
-    assert asyncio.run(open_ports(box.address)) == {22, 443}
+    assert open_ports(box.address) == {22, 443}
     assert apply(box, **variables) == []
 
     # The token is in one file, which root and the gateway can read; in no log, argument or environment.
@@ -381,7 +380,7 @@ def test_a_certificate_from_the_boxs_tailscaled(box: Box, tailscaled: Tailscaled
     }
     assert apply(box, **IN_A_TAILNET) == []
     assert headers(box, TAILNET_NAME)["strict-transport-security"] == "max-age=31536000"
-    assert asyncio.run(open_ports(box.address)) == {22, 443}
+    assert open_ports(box.address) == {22, 443}
 
     process = box.pid("caddy")
     tailscaled.renew("second")

@@ -6,15 +6,14 @@ double is what is around them: launchd, accounts, Homebrew, lsof. Cloudflare is 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 
 import pytest
 from kit import Lab, eventually
+from ports import open_ports
 from streams import texts
 from studio import PORT, QUESTION, TOKEN, TUNNEL_SECRET, Studio, tunnel_formulae
-from test_ports import open_ports
 
 from boxwright.lab import engine, mirror, needed
 from boxwright.lab.progress import Progress
@@ -66,7 +65,7 @@ def test_a_stream_arrives_in_pieces(studio: Studio) -> None:
 
 
 def test_only_what_is_declared_can_be_reached(studio: Studio) -> None:
-    assert asyncio.run(open_ports(studio.mac.address)) == {22, PORT}
+    assert open_ports(studio.mac.address) == {22, PORT}
 
 
 def test_services_are_not_root_and_hold_no_secret_in_sight(studio: Studio) -> None:
@@ -143,5 +142,5 @@ def test_it_can_be_taken_away(studio: Studio) -> None:
     assert studio.changes("remove") == []
     studio.run("remove", "--purge").expect()
     assert studio.mac.sh("ls -d /var/lib/boxwright /var/log/caddy /var/log/boxwright 2>/dev/null") == ""
-    assert asyncio.run(open_ports(studio.mac.address)) == {22}
+    assert open_ports(studio.mac.address) == {22}
     assert studio.mac.strays() == []

@@ -7,7 +7,6 @@ and Let's Encrypt's own test server; LM Studio, Tailscale, Cloudflare, Ollama's 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import time
@@ -25,9 +24,9 @@ from headscale import free_port
 from kit import MODEL_ENTRY, Lab, eventually
 from mac_box import Client, MacBox, forward
 from mac_mirror import archive_of_ollama, bundle_of_lm_studio, packages_of_mlx
+from ports import open_ports
 from streams import texts
 from studio import CREDENTIALS, tunnel_formulae
-from test_ports import open_ports
 
 from boxwright import caddy_build
 from boxwright.caddy_build import builder
@@ -418,7 +417,7 @@ def test_an_answer_arrives_while_it_is_made(studio: Studio) -> None:
 
 
 def test_only_what_is_declared_can_be_reached(studio: Studio) -> None:
-    assert asyncio.run(open_ports(studio.mac.address)) == studio.preset.open
+    assert open_ports(studio.mac.address) == studio.preset.open
 
 
 def test_pages_of_the_declared_origin_may_ask_and_others_not(studio: Studio) -> None:

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import resource
 
 import pytest
 from kit import Box
+from ports import open_ports
 
 pytestmark = pytest.mark.lab
 
 DECLARED = {22, 443}  # sshd, which was there before, and the gateway
-AT_ONCE = 500
-
-
-async def open_ports(address: str) -> set[int]:
-    """TCP ports of `address` that accept a connection from here, of all 65,535. Only addresses of the lab are asked."""
-    assert ipaddress.ip_address(address).is_private
-    found: set[int] = set()
-    unsure: set[int] = set()
-    ports = iter(range(1, 65536))
-
-    async def scan() -> None:
-        for port in ports:
-            try:
-                _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), timeout=5)
-            except ConnectionRefusedError:
-                continue
-            except (OSError, TimeoutError):
-                unsure.add(port)
-                continue
-            found.add(port)
-            writer.close()
-
-    await asyncio.gather(*(scan() for _ in range(AT_ONCE)))
-    # A port that says nothing at all is not known to be closed.
-    assert unsure == set()
-    return found
 
 
 def test_all_ports_but_the_declared_ones_are_closed(full: Box) -> None:
     """A scan from this machine, which to the box is another one: the box has a network namespace of its own."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < AT_ONCE + 100:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(AT_ONCE + 100, hard), hard))
-    assert asyncio.run(open_ports(full.address)) == DECLARED
+    assert open_ports(full.address) == DECLARED
 
 
 def listeners(box: Box) -> dict[str, set[tuple[str, int]]]:

@@ -6,7 +6,6 @@ Cloudflare are the double of tests/doubles/cloudflared.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from cloudflare_mirror import in_mirror
 from kit import MODEL_ENTRY, Box, Lab, eventually
-from test_ports import open_ports
+from ports import open_ports
 
 pytestmark = pytest.mark.lab
 
@@ -105,7 +104,7 @@ def test_administration_and_other_names_are_not_on_the_internet(box: Box) -> Non
 
 
 def test_nothing_but_ssh_can_be_reached(box: Box) -> None:
-    assert asyncio.run(open_ports(box.address)) == {22}
+    assert open_ports(box.address) == {22}
 
 
 def test_limits_are_told_in_the_words_of_openai(box: Box) -> None:
