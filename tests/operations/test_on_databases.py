@@ -41,21 +41,23 @@ def a_box(**variables: Any) -> Box:
     return parse_box(Box, "box", ("linux",), {**given, **variables}, None, None)
 
 
-def found(machine: Machine, *paths: str) -> Found:
-    """What the preflight tells of the machine."""
+def found(machine: Machine, *paths: str, release: str = "13") -> Found:
+    """What the preflight tells of the machine, but for the release."""
     there = {path for path in paths if "No such file" not in machine.sh(f"ls -d {path}")}
-    return Found("Linux", "x86_64", "debian", "13", systemd=True, memory=2**33, disk_free=2**34, files=frozenset(there))
+    return Found(
+        "Linux", "x86_64", "debian", release, systemd=True, memory=2**33, disk_free=2**34, files=frozenset(there)
+    )
 
 
 class Role:
     """One of the roles on the machine."""
 
-    def __init__(self, machine: Machine, tasks: Any) -> None:
-        self.machine, self.tasks = machine, tasks
+    def __init__(self, machine: Machine, tasks: Any, release: str = "13") -> None:
+        self.machine, self.tasks, self.release = machine, tasks, release
 
     def apply(self, box: Box, **options: Any) -> list[bool]:
         """Which steps changed something."""
-        there = found(self.machine, *self.tasks.need(box).files)
+        there = found(self.machine, *self.tasks.need(box).files, release=self.release)
         result = self.machine.run(lambda: self.tasks.apply(box, there), **options)
         assert result.ok, result.printed
         return result.changed
@@ -210,10 +212,16 @@ class TestPostgresql:
         assert not any(role.remove(box, purge=True))
 
 
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def kind(request):
+    """Debian 13 has both servers. Releases without Valkey get Redis: here for Debian 12."""
+    return request.param
+
+
 class TestRedis:
     @pytest.fixture
-    def role(self, machine):
-        return Role(machine, redis)
+    def role(self, machine, kind):
+        return Role(machine, redis, {"valkey": "13", "redis": "12"}[kind])
 
     @pytest.fixture
     def box(self, role):
@@ -222,63 +230,69 @@ class TestRedis:
         role.apply(box)
         return box
 
-    def ask(self, machine, *words, password="of-the-tests-of-redis"):
+    @pytest.fixture
+    def ask(self, machine, kind):
         """What a client is told."""
-        return machine.sh(f"REDISCLI_AUTH={password} VALKEYCLI_AUTH={password} valkey-cli {' '.join(words)}").strip()
 
-    def test_a_plan_asks_and_changes_nothing(self, machine, role):
+        def said(*words, password="of-the-tests-of-redis"):
+            return machine.sh(f"REDISCLI_AUTH={password} {kind}-cli {' '.join(words)}").strip()
+
+        return said
+
+    def test_a_plan_asks_and_changes_nothing(self, machine, role, kind, ask):
         before = machine.sh("dpkg-query --show; ls /etc/boxwright /etc/systemd/system")
         assert any(role.apply(a_box(), dry=True))
         assert machine.sh("dpkg-query --show; ls /etc/boxwright /etc/systemd/system") == before
 
-    def test_applied_once(self, machine, role):
+    def test_applied_once(self, machine, role, kind, ask):
         assert any(role.apply(a_box()))
         assert not any(role.apply(a_box()))
-        assert self.ask(machine, "ping") == "PONG"
-        assert "NOAUTH" in machine.sh("valkey-cli ping")
+        assert ask("ping") == "PONG"
+        assert "NOAUTH" in machine.sh(f"{kind}-cli ping")
         assert machine.sh("ss -Hltn 'sport = :6379' | awk '{print $4}'").split() == ["127.0.0.1:6379"]
-        assert "inactive" in machine.sh("systemctl is-active valkey-server")
-        assert "maxmemory-policy\nnoeviction" in self.ask(machine, "config get maxmemory-policy")
+        assert "inactive" in machine.sh(f"systemctl is-active {kind}-server")
+        assert "maxmemory-policy\nnoeviction" in ask("config get maxmemory-policy")
         assert machine.sh("stat -c '%U %G %a' /etc/boxwright/redis/password.conf").strip() == "root boxwright-redis 640"
 
-    def test_what_was_counted_survives_a_kill(self, machine, role, box):
-        assert self.ask(machine, "set", "budget", "7") == "OK"
+    def test_what_was_counted_survives_a_kill(self, machine, role, box, kind, ask):
+        assert ask("set", "budget", "7") == "OK"
         machine.sh("sleep 1.5")  # what is on the disk is a second old at most
         machine.sh("kill -9 $(systemctl show --value -p MainPID boxwright-redis)")
         machine.sh("for i in $(seq 100); do systemctl is-active -q boxwright-redis && break; sleep 0.2; done")
-        assert self.ask(machine, "get", "budget") == "7"
+        assert ask("get", "budget") == "7"
         assert not any(role.apply(box))
 
-    def test_a_new_password_and_drift(self, machine, role, box):
+    def test_a_new_password_and_drift(self, machine, role, box, kind, ask):
         changed = a_box(redis_password="another-of-the-tests")
         assert any(role.apply(changed))
-        assert self.ask(machine, "get", "budget", password="another-of-the-tests") == "7"
-        assert "WRONGPASS" in self.ask(machine, "get", "budget") or "NOAUTH" in self.ask(machine, "get", "budget")
+        assert ask("get", "budget", password="another-of-the-tests") == "7"
+        assert "WRONGPASS" in ask("get", "budget") or "NOAUTH" in ask("get", "budget")
         machine.sh("echo 'bind 0.0.0.0' >>/etc/boxwright/redis/redis.conf; systemctl restart boxwright-redis")
         assert any(role.apply(changed))
         assert machine.sh("ss -Hltn 'sport = :6379' | awk '{print $4}'").split() == ["127.0.0.1:6379"]
         assert not any(role.apply(changed))
         role.apply(box)
 
-    def test_removed_and_back_with_its_data(self, machine, role, box):
+    def test_removed_and_back_with_its_data(self, machine, role, box, kind, ask):
         assert any(role.remove(box))
         assert not any(role.remove(box))
-        assert "No such file" in machine.sh("ls /etc/systemd/system/valkey-server.service")
+        assert "No such file" in machine.sh(f"ls /etc/systemd/system/{kind}-server.service")
         role.apply(box)
-        assert self.ask(machine, "get", "budget") == "7"
+        assert ask("get", "budget") == "7"
         assert any(role.remove(box, purge=True))
         assert not any(role.remove(box, purge=True))
         assert "redis" not in machine.sh("ls /var/lib/boxwright /etc/boxwright")
 
-    def test_beside_one_that_was_there(self, machine, role):
-        machine.sh("apt-get install --quiet=2 --assume-yes --no-install-recommends valkey-server")
-        machine.sh("valkey-cli set theirs 1")
+    def test_beside_one_that_was_there(self, machine, role, kind, ask):
+        machine.sh(f"apt-get install --quiet=2 --assume-yes --no-install-recommends {kind}-server")
+        machine.sh(f"{kind}-cli set theirs 1")
         box = a_box(redis_port=6380)
         assert any(role.apply(box))
         assert not any(role.apply(box))
         assert any(role.remove(box, purge=True))
         assert not any(role.remove(box, purge=True))
-        assert machine.sh("valkey-cli get theirs").strip() == "1"
+        assert machine.sh(f"{kind}-cli get theirs").strip() == "1"
+        machine.sh(f"apt-get purge --quiet=2 --assume-yes {kind}-server")
 
 
 @pytest.mark.parametrize(
