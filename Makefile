@@ -12,8 +12,9 @@ stack: $(READY) ## Build the box: the one in inventory/hosts.yml, else a lab box
 	@if [ -z "$$BOXWRIGHT_INVENTORY" ] && [ ! -e inventory/hosts.yml ]; then boxwright lab up; fi
 	@boxwright apply
 
+# Half of the time tests wait for services, so there are more processes than a small machine has cores.
 test: $(READY) ## Run all tests
-	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 10
+	@python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 10
 
 check: $(READY) ## Style, types, and generated pages
 	@ruff check . && ruff format --check . && mypy && yamllint . && boxwright docs --check

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -374,8 +374,7 @@ class Loader:
             way_out = "give one of them a value of its own" if through else "give it a value"
             location, source = used, self.origins.Places(written, {})((others[0],), "value") if through else None
         if undefined := re.search(r"'(\w+)' is undefined", text):
-            near = difflib.get_close_matches(undefined.group(1), [str(key) for key in written], n=1)
-            way_out = f"did you mean `{near[0]}`?" if near else f"define `{undefined.group(1)}`, or correct its name"
+            way_out = _how_to_define(undefined.group(1), [str(key) for key in written if key != variable], used)
         known = self.known.get(variable)
         return Problem(
             code="BW007",
@@ -395,6 +394,19 @@ class Loader:
         for data in self.loader._FILE_CACHE.values():
             secrets += [text for name, text in self.origins.encrypted_names(data) if looks_secret(name)]
         masking.register(str(secret) for secret in secrets)
+
+
+def _how_to_define(name: str, others: Sequence[str], used: Location | None) -> str:
+    """What to do about the undefined variable `name`, which is used at `used` where `others` are defined."""
+    if near := difflib.get_close_matches(name, others, n=1):
+        return f"did you mean `{near[0]}`?"
+    folder = Path(used.path).parent if used else Path()
+    # By Ansible's custom such a one is in a file of its own, encrypted, beside the one that uses it.
+    if name.startswith("vault_") and folder.parent.name in ("group_vars", "host_vars"):
+        vault = folder / "vault.yml"
+        verb = "edit" if vault.exists() else "create"
+        return f"write `{name}: ...` into a vault beside it: `ansible-vault {verb} {display_path(str(vault))}`"
+    return f"define `{name}`, or correct its name"
 
 
 def _loop(variable: str, written: Mapping[str, Any]) -> list[str]:

@@ -154,6 +154,13 @@ class ApiSettings(RoleSettings, prefix="api"):
     )
     key_defaults: KeyLimits = Field(KeyLimits(), description="Limits of a key that has none of its own.")
     max_body: ByteSize = Field(ByteSize(8 * 1024**2), ge=1024, description="Largest request.")
+    usage_months: int = Field(
+        13,
+        ge=0,
+        le=1200,
+        description="Calendar months of which the usage log is kept, this one included; 0 keeps all. It grows by some "
+        "200 bytes with each request.",
+    )
     max_tokens: int = Field(0, ge=0, description="Largest `max_tokens` that a request may ask for; 0: no limit.")
     fail_open: bool = Field(
         False, description="Let requests pass without limits when Redis is away. Off, they are refused with status 503."

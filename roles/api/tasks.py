@@ -163,6 +163,7 @@ def configuration(box: Box, instance: Instance) -> str:
         "fail_open": settings.fail_open,
         "max_body": int(settings.max_body),
         "max_tokens": settings.max_tokens,
+        "usage_months": settings.usage_months,
         "spill": f"{data(instance)}/spill",
         **settings.options,
     }

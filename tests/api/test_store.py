@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,8 +16,10 @@ from boxwright_api.errors import KeyChanged, SchemaError, StoreUnavailable
 from boxwright_api.records import Key, UsageSum
 from boxwright_api.settings import KeyLimits
 from boxwright_api.store import open_store
+from boxwright_api.store import sqlite as sqlite_store
 from boxwright_api.store.migrate import migrate
-from boxwright_api.store.postgres import PostgresStore
+from boxwright_api.store.postgres import PostgresStore, connect
+from boxwright_api.store.rows import kept_since
 from databases import Databases
 from stores import NOW, Place, a_key, a_row, an_entry, settings, until, until_alive
 
@@ -509,6 +512,76 @@ async def test_a_month_that_comes_late_takes_its_rows(postgresql: Place) -> None
         assert postgresql.sql(where) == "request-1|usage_log_2031_03\nrequest-2|usage_log_default"
         await store.write_usage([a_row(1, at=at), a_row(3, at=at)])
         assert [sum.requests for sum in await store.usage(at - DAY, at + DAY, "month")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("now", "months", "since"),
+    [
+        ("2026-11-30T23:59:59+00:00", 13, "2025-11-01"),
+        ("2026-11-01T00:00:00+00:00", 1, "2026-11-01"),
+        ("2026-12-01T00:30:00+01:00", 1, "2026-11-01"),
+        ("2026-01-15T00:00:00+00:00", 1, "2026-01-01"),
+        ("2026-01-15T00:00:00+00:00", 2, "2025-12-01"),
+        ("2026-12-15T00:00:00+00:00", 24, "2025-01-01"),
+    ],
+)
+async def test_whole_months_are_kept(now: str, months: int, since: str) -> None:
+    """This one, and those before it, in UTC."""
+    found = kept_since(datetime.fromisoformat(now), months)
+    assert found == datetime.fromisoformat(since).replace(tzinfo=UTC)
+    assert kept_since(datetime.fromisoformat(now), 0) is None
+
+
+async def test_usage_of_months_that_are_not_kept_goes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else; also what has no month of its own in PostgreSQL, and more than goes at a time in SQLite."""
+    monkeypatch.setattr(sqlite_store, "FORGET_ROWS", 2)
+    await asyncio.to_thread(migrate, place.settings)
+    first = kept_since(datetime.now(UTC), 2)
+    assert first is not None
+    if place.kind == "postgresql":
+        for day in (first - DAY, first, first - 400 * DAY):
+            place.sql(f"SET ROLE boxwright; SELECT usage_log_month('{day:%Y-%m-%d}')")
+    old = [a_row(number, at=first - timedelta(microseconds=1 + number)) for number in range(7)]
+    old += [a_row(10, at=first - 400 * DAY), a_row(11, at=first - 800 * DAY)]
+    kept = [a_row(20, at=first), a_row(21, at=datetime.now(UTC))]
+    async with replace(place, settings=place.settings.model_copy(update={"usage_months": 0})).opened() as store:
+        await store.write_usage([*old, *kept])
+        await asyncio.sleep(0.6)
+    assert len(place.sql("SELECT request_id FROM usage_log").splitlines()) == 11
+    two = replace(place, settings=place.settings.model_copy(update={"usage_months": 2}))
+    async with two.opened() as store:
+        await until(lambda: place.sql("SELECT request_id FROM usage_log ORDER BY 1") == "request-20\nrequest-21")
+        await store.write_usage([a_row(22, at=datetime.now(UTC))])
+    assert len(place.sql("SELECT request_id FROM usage_log").splitlines()) == 3
+    if place.kind == "postgresql":
+        names = place.sql("SELECT relid FROM pg_partition_tree('usage_log') WHERE isleaf")
+        assert f"usage_log_{first - DAY:%Y_%m}" not in names
+        assert f"usage_log_{first:%Y_%m}" in names
+
+
+@pytest.mark.lab
+async def test_usage_that_is_being_read_goes_later(postgresql: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads the log keeps it for so long, and who writes does not wait behind that."""
+    await asyncio.to_thread(migrate, postgresql.settings)
+    first = kept_since(datetime.now(UTC), 1)
+    assert first is not None
+    postgresql.sql(f"SET ROLE boxwright; SELECT usage_log_month('{first - DAY:%Y-%m-%d}')")
+    one = replace(postgresql, settings=postgresql.settings.model_copy(update={"usage_months": 1}))
+    reader = await connect(postgresql.settings, 10)
+    try:
+        transaction = reader.transaction()
+        await transaction.start()
+        await reader.fetch("SELECT * FROM usage_log")
+        async with one.opened() as store:
+            await asyncio.sleep(1)
+            await store.write_usage([a_row(1, at=datetime.now(UTC))])
+            there = postgresql.sql("SELECT relid FROM pg_partition_tree('usage_log')")
+            assert f"usage_log_{first - DAY:%Y_%m}" in there
+    finally:
+        await reader.close()
+    async with one.opened():
+        gone = f"SELECT to_regclass('usage_log_{first - DAY:%Y_%m}') IS NULL"
+        await until(lambda: postgresql.sql(gone) == "t")
 
 
 async def test_reprs_have_no_digest() -> None:

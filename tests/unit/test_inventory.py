@@ -561,6 +561,16 @@ def test_undefined_variables_get_a_suggestion():
     assert problem.help == "did you mean `base_port`?"
 
 
+def test_a_variable_of_a_vault_that_is_not_there_says_where_it_belongs():
+    """And does not suggest the very variable that needs it."""
+    text = 'door_password: "{{ vault_door_password }}"\n'
+    (problem,) = refused({"group_vars/all/main.yml": MODEL + text, "hosts.yml": HOSTS})
+    command = "`ansible-vault create group_vars/all/vault.yml`"
+    assert problem.help == f"write `vault_door_password: ...` into a vault beside it: {command}"
+    (problem,) = refused({"group_vars/all/vault.yml": "vault_another: 1\n"})
+    assert problem.help.endswith("`ansible-vault edit group_vars/all/vault.yml`")
+
+
 def test_a_wrong_vault_password(monkeypatch):
     write({"password": "not this one\n"})
     monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", "password")

@@ -120,6 +120,9 @@ class Settings(BaseSettings):
     # Keys and usage.
     key_cache_seconds: float = Field(5, ge=0, description="How long a key is believed without asking the database.")
     key_stale_seconds: float = Field(60, ge=0, description="The same while the database is away.")
+    usage_months: int = Field(
+        13, ge=0, le=1200, description="Calendar months of which usage is kept, this one included; 0: all."
+    )
     usage_flush_ms: int = Field(200, ge=1)
     usage_queue: int = Field(10000, ge=1, description="Rows that are kept in memory.")
     spill: Path | None = Field(None, description="Folder for rows that the database did not take.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
@@ -37,6 +38,8 @@ RETRY = 0.25
 # How often it makes sure of the partitions of this month and the next ones, and how many those are.
 MONTHS_EVERY = 3600.0
 MONTHS = 3
+# What migration 0002 calls them.
+MONTH = re.compile(r"usage_log_[0-9]{4}_[0-9]{2}")
 
 # What the server says when it is at fault, not what it was asked: connection (08), authentication (28), no such
 # database, out of resources (53), shutting down or cancelled (57), input and output (58), read-only, a lock held by
@@ -268,7 +271,8 @@ class PostgresStore:
                     self._changed(None)
                     away = False
                 if loop.time() >= next_months:
-                    next_months = loop.time() + (MONTHS_EVERY if await self._make_months() else 60.0)
+                    done = await self._make_months() and await self._forget_months()
+                    next_months = loop.time() + (MONTHS_EVERY if done else 60.0)
                 # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BEAT):
@@ -298,6 +302,23 @@ class PostgresStore:
                 log.warning("no partition of the usage log for %s yet: %s", day, error)
                 return False
             day = (day + timedelta(days=31)).replace(day=1)
+        return True
+
+    async def _forget_months(self) -> bool:
+        """Whole months of usage that are not kept any more go. One that is being read is tried again later."""
+        since = rows.kept_since(datetime.now(UTC), self._settings.usage_months)
+        if since is None:
+            return True
+        try:
+            for name in await self._call(_leaves, WRITE_PATIENCE):
+                if MONTH.fullmatch(name) and name < f"usage_log_{since:%Y_%m}":
+                    await self._call(_dropped(name), WRITE_PATIENCE)
+                    log.info("usage of %s is forgotten", name.removeprefix("usage_log_"))
+            query = "DELETE FROM usage_log_default WHERE at < $1"
+            await self._call(lambda connection: connection.execute(query, since), WRITE_PATIENCE)
+        except Exception as error:
+            log.warning("usage before %s is kept for now: %s", since.date(), error)
+            return False
         return True
 
     async def _call(self, work: Callable[[Any], Awaitable[T]], patience: float) -> T:
@@ -346,6 +367,22 @@ class PostgresStore:
 
 def _month(day: date) -> Callable[[Any], Awaitable[Any]]:
     return lambda connection: connection.execute("SELECT usage_log_month($1)", day)
+
+
+async def _leaves(connection: Any) -> list[str]:
+    """The partitions of the usage log."""
+    found = await connection.fetch("SELECT relid::regclass::text FROM pg_partition_tree('usage_log') WHERE isleaf")
+    return [str(row[0]) for row in found]
+
+
+def _dropped(name: str) -> Callable[[Any], Awaitable[None]]:
+    async def work(connection: Any) -> None:
+        async with connection.transaction():
+            # It waits for who reads the log, and those who write would wait behind it.
+            await connection.execute("SET LOCAL lock_timeout = '500ms'")
+            await connection.execute(f"DROP TABLE IF EXISTS {name}")
+
+    return work
 
 
 async def _revision(connection: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from boxwright_api.records import AuditEntry, Key, UsageRow
@@ -35,6 +35,14 @@ LARGEST = 2**63 - 1
 def text(value: str) -> str:
     """A text that every database takes: PostgreSQL has no NUL, and no UTF-8 has half a surrogate pair."""
     return value[:TEXT].encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def kept_since(now: datetime, months: int) -> datetime | None:
+    """When the first of so many calendar months began, the one of `now` included, in UTC. None for 0: all are kept."""
+    if not months:
+        return None
+    year, month = divmod(now.astimezone(UTC).year * 12 + now.astimezone(UTC).month - months, 12)
+    return datetime(year, month + 1, 1, tzinfo=UTC)
 
 
 def key_values(key: Key, time: Callable[[datetime], Any]) -> list[Any]:

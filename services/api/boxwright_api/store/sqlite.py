@@ -34,6 +34,9 @@ LOCK_PATIENCE = 0.8
 REPORT_PATIENCE = 30.0
 # How often it looks whether somebody else has written to the file, or taken it away.
 LOOK = 0.25
+# How often it looks for usage that is not kept any more, and how many rows of it go at a time: others write meanwhile.
+FORGET_EVERY = 3600.0
+FORGET_ROWS = 5000
 
 
 def path(settings: Settings) -> Path:
@@ -73,6 +76,7 @@ class SqliteStore:
 
     def __init__(self, settings: Settings) -> None:
         self._path = path(settings)
+        self._months = settings.usage_months
         self._reader: aiosqlite.Connection | None = None
         self._writer: aiosqlite.Connection | None = None
         self._writing = asyncio.Lock()
@@ -246,6 +250,8 @@ class SqliteStore:
     async def _look(self) -> None:
         """Notices what other processes write, and a file that is away; opens it when it comes."""
         away = False
+        next_forget = 0.0
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK)
             try:
@@ -261,6 +267,8 @@ class SqliteStore:
                     if seen != self._seen:
                         self._seen = seen
                         self._changed(None)
+                    if loop.time() >= next_forget and not await self._forget_some():
+                        next_forget = loop.time() + FORGET_EVERY
                 away = False
             except Exception as error:
                 if not (isinstance(error, StoreUnavailable | SchemaError) or _away(error)):
@@ -271,6 +279,24 @@ class SqliteStore:
                     self._changed(None)
                 away = True
                 await self._shut()
+
+    async def _forget_some(self) -> bool:
+        """Some usage of months that are not kept any more goes; whether there may be more of it."""
+        since = rows.kept_since(datetime.now(UTC), self._months)
+        if since is None:
+            return False
+        gone = 0
+
+        async def work(connection: aiosqlite.Connection) -> None:
+            nonlocal gone
+            query = "DELETE FROM usage_log WHERE rowid IN (SELECT rowid FROM usage_log WHERE at < ? LIMIT ?)"
+            async with connection.execute(query, (_stored(since), FORGET_ROWS)) as cursor:
+                gone = cursor.rowcount
+
+        await self._write(work)
+        if gone:
+            log.info("%d requests before %s are forgotten", gone, since.date())
+        return gone == FORGET_ROWS
 
     async def _patiently(self, work: Awaitable[T], patience: float) -> T:
         """The result, waiting a limited time. What was begun is ended in any case, never left half done."""
