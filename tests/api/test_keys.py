@@ -463,6 +463,9 @@ async def test_postgresql_is_stopped_and_comes_back(postgresql: Place, databases
         ring = KeyRing(postgresql.settings, store, clock=clock, now=clock.now)
         postgresql.rings.append(ring)
         await store.put_key(key, an_entry())
+        # What the database notifies of it comes later, and makes the ring forget the key.
+        await until(lambda: key.id in postgresql.changes)
+        await asyncio.sleep(0.5)
         await ring.authenticate(f"Bearer {sent}")
         databases.stop("postgresql")
         try:

@@ -32,8 +32,7 @@ def _place(item: pytest.Item) -> int:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """Where this session makes its boxes."""
+def _lab() -> Iterator[Lab]:
     remove_leftovers()
     session = Lab()
     try:
@@ -42,11 +41,17 @@ def lab() -> Iterator[Lab]:
         session.close()
 
 
+@pytest.fixture(scope="session")
+def lab(_lab: Lab) -> Lab:
+    """Where this session makes its boxes."""
+    return _lab
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _boxes_of_this_file(lab: Lab) -> Iterator[None]:
+def _boxes_of_this_file(_lab: Lab) -> Iterator[None]:
     """Take away what only the tests of one file used."""
     yield
-    lab.take_away(set(lab.boxes) - set(SHARED))
+    _lab.take_away(set(_lab.boxes) - set(SHARED))
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kit import mirror_lock
 from lmstudio_mirror import version_of
 
 from boxwright.artifacts import pinned
-from boxwright.lab import mirror, needed, ollama, wheels
+from boxwright.lab import engine, mirror, needed, ollama, wheels
 from boxwright.lab.progress import Progress
 from tests.doubles.lmstudio import bundle
 
 FILES = mirror.mirror_dir() / "files"
 PYTHON = "/opt/homebrew/opt/python@3.13/bin/python3.13"
+
+
+def address(**variables: Any) -> str:
+    """The address of the lab's mirror, which runs and has what a box with these variables fetches."""
+    with mirror_lock(), Progress(plain=True) as progress:
+        client = engine.ensure(progress)
+        _, servers = mirror.prepare(client, progress, needed.wheels, needed.programs(variables))
+    return servers.url
 
 
 def archive_of_ollama() -> dict[str, Any]:

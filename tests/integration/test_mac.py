@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import mac_mirror
 import pytest
 from kit import Lab, eventually
 from ports import open_ports
 from streams import texts
 from studio import PORT, QUESTION, TOKEN, TUNNEL_SECRET, Studio, tunnel_formulae
 
-from boxwright.lab import engine, mirror, needed
-from boxwright.lab.progress import Progress
 from tests.doubles.macos import MacDouble
 
 pytestmark = pytest.mark.lab
@@ -28,12 +27,11 @@ SERVICES = ("caddy", "llamacpp", "boxwright-watchdog", "boxwright-cloudflared")
 @pytest.fixture(scope="module")
 def studio(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """A Mac on which everything was set up once."""
-    with Progress(plain=True) as progress:
-        _, servers = mirror.prepare(engine.ensure(progress), progress, needed.wheels)
+    url = mac_mirror.address()
     with MacDouble(name="studio", full_disk_access=True, throttle=1) as mac:
         for formula in tunnel_formulae(tmp_path_factory.mktemp("formulae")):
             mac.formula(*formula)
-        made = Studio(lab, mac, servers.url)
+        made = Studio(lab, mac, url)
         changed = made.apply()
         assert {name.partition(":")[0] for name in changed} == {
             "host",

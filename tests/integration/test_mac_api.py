@@ -6,13 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import mac_mirror
 import pytest
 from kit import MODEL_ENTRY, Lab, eventually
 from studio import QUESTION, Studio, tunnel_formulae
 
-from boxwright.lab import engine, mirror, needed
-from boxwright.lab.mirror import mirror_dir
-from boxwright.lab.progress import Progress
 from tests.doubles.macos import MacDouble
 
 pytestmark = pytest.mark.lab
@@ -24,14 +22,11 @@ CREDENTIALS = f"/var/run/boxwright-credentials/{SERVICE}"
 @pytest.fixture(scope="module")
 def studio(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """A Mac with one engine, the service and the gateway."""
-    with Progress(plain=True) as progress:
-        _, servers = mirror.prepare(engine.ensure(progress), progress, needed.wheels)
-        for fill in needed.programs({"api_enabled": True}):
-            fill(mirror_dir() / "files", progress)
+    url = mac_mirror.address(api_enabled=True)
     with MacDouble(name="apistudio", full_disk_access=True, throttle=1) as mac:
         for formula in tunnel_formulae(tmp_path_factory.mktemp("formulae")):
             mac.formula(*formula)
-        made = Studio(lab, mac, servers.url)
+        made = Studio(lab, mac, url)
         given: dict[str, Any] = {**made.variables, "api_enabled": True, "gateway_auth": "keys"}
         for name in ("cloudflared_enabled", "cloudflared_credentials", "gateway_tokens"):
             given.pop(name)

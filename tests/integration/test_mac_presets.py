@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mac_databases
+import mac_mirror
 import pytest
 import yaml
 from ansible.parsing.vault import VaultLib, VaultSecret
@@ -31,7 +32,7 @@ from studio import CREDENTIALS, tunnel_formulae
 from boxwright import caddy_build
 from boxwright.caddy_build import builder
 from boxwright.facts.tailscale import PROGRAMS
-from boxwright.lab import engine, mirror, needed, network, wheels
+from boxwright.lab import engine, mirror, network, wheels
 from boxwright.lab.progress import Progress
 from boxwright.models import Model
 from boxwright.paths import repository_root
@@ -155,9 +156,6 @@ def ollama_by_a_tunnel(around: Around) -> dict[str, Any]:
     """Databases and the tunnel's program for Homebrew; whoever is on the internet comes to the tunnel's other end."""
     for offered in (*tunnel_formulae(around.folder / "tunnel"), *mac_databases.formulae(around.folder)):
         around.mac.formula(*offered)
-    with Progress(plain=True) as progress:
-        for fill in needed.programs({"api_enabled": True}):
-            fill(mirror.mirror_dir() / "files", progress)
     around.found["way"] = around.stack.enter_context(forward(around.mac, "127.0.0.1", 20240))
     return ollama(around)
 
@@ -355,19 +353,20 @@ def studio(request: pytest.FixtureRequest, lab: Lab, tmp_path_factory: pytest.Te
     """A Mac on which the preset was set up once, and one token was made."""
     preset: Preset = request.param
     folder = tmp_path_factory.mktemp(preset.name)
+    declared = copied(preset, folder / "inventory")
+    # Without the engine, whose program is put there by the preset's `bring`.
+    url = mac_mirror.address(api_enabled=declared.get("api_enabled"))
     with Progress(plain=True) as progress:
         client = engine.ensure(progress)
-        _, servers = mirror.prepare(client, progress, needed.wheels)
         if preset.custom:
             builder.build(caddy_build.own_architecture(), progress)
-    declared = copied(preset, folder / "inventory")
     # The name of the Mac in hosts.yml is the one by which its files on this machine are known.
     with ExitStack() as stack:
         mac = stack.enter_context(MacDouble(name="studio", full_disk_access=True, throttle=1))
         here = str(network.subnet_of(network.ensure(client))[1])
         around = Around(mac, folder, here, declared, stack)
         connection = {key: mac.variables[key] for key in CHANGES if key in mac.variables}
-        changed = {**connection, "mirror_url": servers.url, **preset.bring(around)}
+        changed = {**connection, "mirror_url": url, **preset.bring(around)}
         assert set(changed) == {key for key, (names, _) in CHANGES.items() if preset.name in names}
         (folder / "inventory" / "host_vars").mkdir()
         (folder / "inventory" / "host_vars" / "studio.yml").write_text(yaml.safe_dump(changed), encoding="utf-8")
