@@ -21,7 +21,9 @@ class Need:
 
     `memory` is bytes, asked for by the variable `memory_variable`; `downloads` maps the path of each file on the box
     to its bytes, which are needed only while the file is missing. `files` are paths whose presence is asked, for the
-    role itself. `conditions` tell what else of a role does not fit the machine.
+    role itself. `marks` maps a port to one of them that is there since boxwright has set that service up: without it
+    nobody may hold the port, however the process is called. `conditions` tell what else of a role does not fit the
+    machine.
     """
 
     memory: int = 0
@@ -29,6 +31,7 @@ class Need:
     downloads: Mapping[str, int] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     ports: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    marks: Mapping[int, str] = field(default_factory=dict)
     conditions: tuple[Callable[[Machine], Iterable[Problem]], ...] = ()
 
     def __add__(self, other: "Need") -> "Need":
@@ -39,6 +42,7 @@ class Need:
             downloads={**self.downloads, **other.downloads},
             files=(*self.files, *other.files),
             ports={**self.ports, **other.ports},
+            marks={**self.marks, **other.marks},
             conditions=(*self.conditions, *other.conditions),
         )
 
@@ -69,13 +73,15 @@ def examine(machine: Machine, need: Need, system: System = "linux") -> list[Prob
             )
         )
     for port, (variable, allowed) in need.ports.items():
-        others = [name for name in machine.listeners.get(port, ()) if name not in allowed]
+        anothers = port in need.marks and need.marks[port] not in machine.files
+        others = [name for name in machine.listeners.get(port, ()) if anothers or name not in allowed]
         if others:
             problems.append(
                 Problem(
                     code="BW113",
                     variable=variable,
-                    message=f"TCP port {port} of the box is taken by {', '.join(others)}",
+                    message=f"TCP port {port} of the box is taken by {', '.join(others)}"
+                    + (", which boxwright did not set up" if set(others) <= set(allowed) else ""),
                     help=f"stop that program, or set `{variable}` to another port",
                 )
             )

@@ -85,8 +85,10 @@ def need(box: Box) -> Need:
     if not settings.enabled:
         return Need(files=there)
     variables = {"production": "api_port", "development": "api_development_port"}
+    # Many programs of others are called like the service's own, and some like its port.
     programs = ("python", "python3", "Python", "uvicorn")
     ports = {instance.port: (variables[instance.name], programs) for instance in settings.instances}
+    marks = {instance.port: settings_path(instance) for instance in settings.instances}
 
     def fits(machine: Machine) -> Iterable[Problem]:
         found = UNFIT.get((machine.distribution, machine.release))
@@ -98,18 +100,8 @@ def need(box: Box) -> Need:
                 f"{machine.release} has {found}",
                 help="name an interpreter that is on the box in `api_python`, or set `api_enabled: false`",
             )
-        # Many programs of others are called like the service's own, and some like its port.
-        for instance in settings.instances:
-            others = [name for name in machine.listeners.get(instance.port, ()) if name in programs]
-            if others and settings_path(instance) not in machine.files:
-                yield Problem(
-                    code="BW113",
-                    variable=variables[instance.name],
-                    message=f"TCP port {instance.port} of the box is taken by {', '.join(others)}",
-                    help=f"stop that program, or set `{variables[instance.name]}` to another port",
-                )
 
-    return Need(ports=ports, files=there, conditions=(fits,))
+    return Need(ports=ports, marks=marks, files=there, conditions=(fits,))
 
 
 def supply(box: Box, target: Target) -> Supply:

@@ -1,11 +1,8 @@
 """Tasks of the postgresql role: an instance of its own, databases of services, and a timer that copies them."""
 
-from collections.abc import Iterable
-
 from pyinfra.operations import files as pyinfra_files
 
 from boxwright import systems
-from boxwright.errors import Problem
 from boxwright.facts.homebrew import PREFIX
 from boxwright.operations import apt, files, folders, homebrew, postgresql, services, users
 from boxwright.preflight import Machine, Need
@@ -34,18 +31,8 @@ def need(box: Box) -> Need:
     if not box.postgresql.runs(box):
         return Need(files=there)
     port = box.postgresql.port
-
-    def free(machine: Machine) -> Iterable[Problem]:
-        others = [name for name in machine.listeners.get(port, ()) if "postgres" in name]
-        if others and CONFIGURATION not in machine.files:
-            yield Problem(
-                code="BW113",
-                variable="postgresql_port",
-                message=f"TCP port {port} of the box is taken by a PostgreSQL that boxwright did not set up",
-                help="set `postgresql_port` to another port, such as 5433: that one goes on as it is",
-            )
-
-    return Need(ports={port: ("postgresql_port", ("postgres", "postgresql"))}, files=there, conditions=(free,))
+    ports = {port: ("postgresql_port", ("postgres", "postgresql"))}
+    return Need(ports=ports, marks={port: CONFIGURATION}, files=there)
 
 
 def release(box: Box, machine: Machine) -> str:

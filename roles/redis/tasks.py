@@ -4,13 +4,10 @@ The unit is ours and not the package's: that one differs between the distributio
 was there before keeps its data, its settings and its port.
 """
 
-from collections.abc import Iterable
-
 from pyinfra import host
 from pyinfra.operations import files as pyinfra_files
 
 from boxwright import systems
-from boxwright.errors import Problem
 from boxwright.facts.apt import Packages
 from boxwright.facts.files import File
 from boxwright.facts.homebrew import PREFIX
@@ -37,20 +34,9 @@ def need(box: Box) -> Need:
     """The port, and what of it is there."""
     if not box.redis.runs(box):
         return Need(files=(CONFIGURATION,))
-    port = box.redis.port
-
-    def free(machine: Machine) -> Iterable[Problem]:
-        others = [name for name in machine.listeners.get(port, ()) if name.startswith(("redis", "valkey"))]
-        if others and CONFIGURATION not in machine.files:
-            yield Problem(
-                code="BW113",
-                variable="redis_port",
-                message=f"TCP port {port} of the box is taken by a {others[0]} that boxwright did not set up",
-                help="set `redis_port` to another port, such as 6380: that one goes on as it is",
-            )
-
     names = (REDIS, VALKEY, "redis", "valkey")
-    return Need(ports={port: ("redis_port", names)}, files=(CONFIGURATION,), conditions=(free,))
+    port = box.redis.port
+    return Need(ports={port: ("redis_port", names)}, marks={port: CONFIGURATION}, files=(CONFIGURATION,))
 
 
 def package(box: Box, machine: Machine) -> str:
