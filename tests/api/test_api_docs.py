@@ -32,7 +32,7 @@ BY_THE_ROLE = {
         "in_flight",
     ),
     *("wait_ms", "breaker_requests", "visitor_requests", "visitor_header", "trusted_proxies", "key_defaults"),
-    *("fail_open", "max_body", "max_tokens", "spill"),
+    *("fail_open", "max_body", "max_tokens", "usage_months", "spill"),
 }
 
 
