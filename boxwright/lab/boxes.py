@@ -306,9 +306,7 @@ def wait_until_ready(container: Container, address: str) -> str:
         elif container.status in ("exited", "dead") or container.attrs["RestartCount"] > restarts + 2:
             break
         time.sleep(0.15)
-    last = network.last_words(container)
-    few = machine.inotify_shortage()
-    if few:
+    if few := machine.inotify_shortage():
         raise Failed(
             Problem(
                 code="BW310",
@@ -317,6 +315,7 @@ def wait_until_ready(container: Container, address: str) -> str:
                 f"`sudo sysctl {machine.INOTIFY_INSTANCES}=1024`",
             )
         )
+    last = network.last_words(container)
     raise Failed(
         Problem(
             code="BW310",

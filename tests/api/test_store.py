@@ -560,7 +560,7 @@ async def test_usage_of_months_that_are_not_kept_goes(place: Place, monkeypatch:
 
 
 @pytest.mark.lab
-async def test_usage_that_is_being_read_goes_later(postgresql: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usage_that_is_being_read_goes_later(postgresql: Place) -> None:
     """Who reads the log keeps it for so long, and who writes does not wait behind that."""
     await asyncio.to_thread(migrate, postgresql.settings)
     first = kept_since(datetime.now(UTC), 1)
@@ -582,6 +582,23 @@ async def test_usage_that_is_being_read_goes_later(postgresql: Place, monkeypatc
     async with one.opened():
         gone = f"SELECT to_regclass('usage_log_{first - DAY:%Y_%m}') IS NULL"
         await until(lambda: postgresql.sql(gone) == "t")
+
+
+async def test_a_locked_file_keeps_old_usage_and_nothing_more(sqlite: Place) -> None:
+    """The store is not taken for away because another program writes while usage would go."""
+    await asyncio.to_thread(migrate, sqlite.settings)
+    key, _ = a_key()
+    async with sqlite.opened() as store:
+        await store.put_key(key, an_entry())
+    lock = sqlite3.connect(sqlite.file, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    async with sqlite.opened() as store:
+        sqlite.changes.clear()
+        await asyncio.sleep(2)
+        assert None not in sqlite.changes
+        assert await store.key(key.id) == key
+    lock.execute("ROLLBACK")
+    lock.close()
 
 
 async def test_reprs_have_no_digest() -> None:

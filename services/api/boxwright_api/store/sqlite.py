@@ -267,8 +267,8 @@ class SqliteStore:
                     if seen != self._seen:
                         self._seen = seen
                         self._changed(None)
-                    if loop.time() >= next_forget and not await self._forget_some():
-                        next_forget = loop.time() + FORGET_EVERY
+                    if loop.time() >= next_forget:
+                        next_forget = loop.time() + await self._forget_some()
                 away = False
             except Exception as error:
                 if not (isinstance(error, StoreUnavailable | SchemaError) or _away(error)):
@@ -280,11 +280,13 @@ class SqliteStore:
                 away = True
                 await self._shut()
 
-    async def _forget_some(self) -> bool:
-        """Some usage of months that are not kept any more goes; whether there may be more of it."""
+    async def _forget_some(self) -> float:
+        """Some usage of months that are not kept any more goes; seconds until the next try. Where another program has
+        the file locked, or the disk is slow, that is no reason to take the database for away.
+        """
         since = rows.kept_since(datetime.now(UTC), self._months)
         if since is None:
-            return False
+            return FORGET_EVERY
         gone = 0
 
         async def work(connection: aiosqlite.Connection) -> None:
@@ -293,10 +295,14 @@ class SqliteStore:
             async with connection.execute(query, (_stored(since), FORGET_ROWS)) as cursor:
                 gone = cursor.rowcount
 
-        await self._write(work)
+        try:
+            await self._write(work)
+        except StoreUnavailable as error:
+            log.warning("usage before %s is kept for now: %s", since.date(), error)
+            return 60.0
         if gone:
             log.info("%d requests before %s are forgotten", gone, since.date())
-        return gone == FORGET_ROWS
+        return 0.0 if gone == FORGET_ROWS else FORGET_EVERY
 
     async def _patiently(self, work: Awaitable[T], patience: float) -> T:
         """The result, waiting a limited time. What was begun is ended in any case, never left half done."""
