@@ -300,7 +300,7 @@ async def test_the_audit_log_is_only_appended_to(place: Place, statement: str) -
 
 
 @pytest.mark.parametrize("how", ["UPDATE api_key SET revoked_at = {now}", "DELETE FROM api_key"])
-async def test_changes_by_plain_sql_are_told_within_a_second(place: Place, how: str) -> None:
+async def test_changes_by_plain_sql_are_told_soon(place: Place, how: str) -> None:
     """Whoever makes them."""
     key, _ = a_key()
     async with place.opened() as store:
@@ -384,7 +384,7 @@ async def test_sqlite_does_not_go_on_without_its_file(sqlite: Place) -> None:
 
 
 async def test_sqlite_locked_by_another_program(sqlite: Place) -> None:
-    """Keys are read all the same; a write says within two seconds that it cannot, and works again afterwards."""
+    """Keys are read all the same; a write says soon that it cannot, and works again afterwards."""
     await asyncio.to_thread(migrate, sqlite.settings)
     key, _ = a_key()
     async with sqlite.opened() as store:

@@ -253,7 +253,7 @@ class TestRedis:
 
         return said
 
-    def test_a_plan_asks_and_changes_nothing(self, machine, role, kind, ask):
+    def test_a_plan_asks_and_changes_nothing(self, machine, role):
         before = machine.sh("dpkg-query --show; ls /etc/boxwright /etc/systemd/system")
         assert any(role.apply(a_box(), dry=True))
         assert machine.sh("dpkg-query --show; ls /etc/boxwright /etc/systemd/system") == before
@@ -268,14 +268,14 @@ class TestRedis:
         assert "maxmemory-policy\nnoeviction" in ask("config get maxmemory-policy")
         assert machine.sh("stat -c '%U %G %a' /etc/boxwright/redis/password.conf").strip() == "root boxwright-redis 640"
 
-    def test_what_was_counted_survives_a_kill(self, machine, role, box, kind, ask):
+    def test_what_was_counted_survives_a_kill(self, machine, role, box, ask):
         assert ask("set", "budget", "7") == "OK"
         machine.sh("sleep 1.5")  # what is on the disk is a second old at most
         killed(machine, "boxwright-redis")
         assert ask("get", "budget") == "7"
         assert not any(role.apply(box))
 
-    def test_a_new_password_and_drift(self, machine, role, box, kind, ask):
+    def test_a_new_password_and_drift(self, machine, role, box, ask):
         changed = a_box(redis_password="another-of-the-tests")
         assert any(role.apply(changed))
         assert ask("get", "budget", password="another-of-the-tests") == "7"
@@ -296,7 +296,7 @@ class TestRedis:
         assert not any(role.remove(box, purge=True))
         assert "redis" not in machine.sh("ls /var/lib/boxwright /etc/boxwright")
 
-    def test_beside_one_that_was_there(self, machine, role, kind, ask):
+    def test_beside_one_that_was_there(self, machine, role, kind):
         machine.sh(f"apt-get install --quiet=2 --assume-yes --no-install-recommends {kind}-server")
         machine.sh(f"{kind}-cli set theirs 1")
         box = a_box(redis_port=6380)
