@@ -20,9 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-# First of all imports that touch sockets: pyinfra runs hosts side by side on gevent, which replaces the blocking calls
-# of the standard library (pyinfra_cli/__init__.py). Whatever was imported before keeps the blocking ones.
-import pyinfra_cli  # noqa: F401
+# First of all imports that touch sockets: it lets gevent replace the blocking calls of the standard library. Whatever
+# was imported before keeps the blocking ones.
+import boxwright.quick_start  # noqa: F401
 
 # isort: split
 import gevent

@@ -119,6 +119,8 @@ def verify(
     output = Output()
     reporter = _Reporter(None if as_json else output)
     arguments = [
+        # What else is installed for pytest has no part in this, and would take half of the time.
+        *("--disable-plugin-autoload", "-p", "testinfra.plugin", "-p", "boxwright.testing.plugin"),
         *("-p", "no:cacheprovider", "--override-ini", "python_files=checks.py"),
         *("--rootdir", str(root), "--config-file", str(root / "pyproject.toml")),
         *(("--boxwright-inventory", str(inventory)) if inventory else ()),

@@ -69,9 +69,12 @@ class Done:
 def eventually(what: str, holds: Callable[[], Any], seconds: float = 60) -> Any:
     """What `holds` returns as soon as it is true; fails the test when it is not in time."""
     deadline = time.monotonic() + seconds
+    pause = 0.05
     while not (found := holds()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
+        # Each question costs the machine more than what is waited for: what takes long is asked less often.
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.5)
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +60,29 @@ def key(box: Box, owner: str, *options: str) -> str:
     return box.run("boxwright", "key", "add", owner, *options, inventory=inventory(box)).expect().out.strip()
 
 
-def asked(box: Box, path: str, secret: str = "", body: Any = None, name: str = NAME) -> tuple[int, str]:
-    """What somebody on the internet gets: the status, and the answer."""
+def curl(box: Box, secret: str, body: Any, name: str, rest: str) -> str:
+    """What curl on the box prints, which asks Cloudflare as somebody on the internet does."""
     given = {"Host": name, "X-Double-Client": "198.51.100.23", "Content-Type": "application/json"}
     given |= {"Authorization": f"Bearer {secret}"} if secret else {}
     options = " ".join(f"--header '{header}: {value}'" for header, value in given.items())
     options += f" --data '{json.dumps(body)}'" if body else ""
-    ask = f"curl --silent --max-time 60 --write-out '\\n%{{http_code}}' {options} http://127.0.0.1:20240/{path}"
-    # Without any answer the status is 0.
-    said = box.sh(ask, check=False)
+    return box.sh(f"curl --silent --max-time 300 {options} {rest}", check=False)
+
+
+def asked(box: Box, path: str, secret: str = "", body: Any = None, name: str = NAME) -> tuple[int, str]:
+    """What somebody on the internet gets: the status, and the answer."""
+    said = curl(box, secret, body, name, f"--write-out '\\n%{{http_code}}' http://127.0.0.1:20240/{path}")
     text, _, code = said.rpartition("\n")
     return int(code), text
+
+
+def asked_together(box: Box, secret: str, body: Any, count: int, at_once: int) -> list[tuple[int, str]]:
+    """What somebody gets who asks the model `count` times, `at_once` at a time: statuses and answers."""
+    box.sh("rm -rf /root/answers; mkdir /root/answers")
+    url = f"--output '/root/answers/#1' 'http://127.0.0.1:20240/v1/chat/completions?[1-{count}]'"
+    at_a_time = f"--parallel --parallel-immediate --parallel-max {at_once}"
+    codes = curl(box, secret, body, NAME, f"{at_a_time} --write-out '%{{http_code}} %{{filename_effective}}\\n' {url}")
+    return [(int(code), box.sh(f"cat {file}")) for code, file in map(str.split, codes.splitlines())]
 
 
 def answers(box: Box, secret: str) -> bool:
@@ -110,19 +121,14 @@ def test_nothing_but_ssh_can_be_reached(box: Box) -> None:
 def test_limits_are_told_in_the_words_of_openai(box: Box) -> None:
     """More at once than have a place, and more in a minute than a key has."""
     secret = key(box, "many", "--requests-per-minute", "1000")
-    long = {**QUESTION, "max_tokens": 60}
-    with ThreadPoolExecutor(24) as pool:
-        found = list(pool.map(lambda _: asked(box, "v1/chat/completions", secret, long), range(24)))
+    found = asked_together(box, secret, {**QUESTION, "max_tokens": 60}, 24, 24)
     codes = [status for status, _ in found]
     assert set(codes) == {200, 429}, {text for status, text in found if status not in (200, 429)}
     assert codes.count(200) >= 10
     refused = {json.loads(text)["error"]["code"] for status, text in found if status == 429}
     assert refused == {"chat_concurrency_limit"}
     # As the preset declares for keys that have no limit of their own.
-    often = key(box, "often")
-    with ThreadPoolExecutor(8) as pool:
-        short = {**QUESTION, "max_tokens": 1}
-        found = list(pool.map(lambda _: asked(box, "v1/chat/completions", often, short), range(64)))
+    found = asked_together(box, key(box, "often"), {**QUESTION, "max_tokens": 1}, 64, 8)
     assert [status for status, _ in found].count(429) >= 3
     assert {json.loads(text)["error"]["code"] for status, text in found if status == 429} == {"rate_limit_exceeded"}
 
