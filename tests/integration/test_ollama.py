@@ -61,6 +61,11 @@ def box(_box: Box) -> Box:
     return _box
 
 
+def prune(box: Box) -> None:
+    """Models that the box's inventory does not name are taken away."""
+    box.apply(inventory=box.with_variables("pruned", inference_prune=True)).expect()
+
+
 def entry(**more: Any) -> dict[str, Any]:
     """The lab's model, served under another name, without its source when another one is given."""
     kept = {key: value for key, value in MODEL_ENTRY.items() if key not in ("hub", "revision", "file")}
@@ -244,7 +249,7 @@ def copies(box: Box) -> Iterator[None]:
     yield
     box.settled = False
     box.sh(f"rm -r /srv/models; rm -rf {STORE}/manifests/registry.ollama.ai/library/own")
-    box.apply(inventory=box.with_variables("pruned", inference_prune=True)).expect()
+    prune(box)
     assert tags(box) == {"local-llm:latest"}
 
 
@@ -372,7 +377,7 @@ def test_a_model_of_a_registry(box: Box, registry: OllamaRegistry) -> None:
     asked = len(registry.asked)
     box.expect_settled(inventory)
     assert len(registry.asked) == asked
-    box.apply(inventory=box.with_variables("pruned", inference_prune=True)).expect()
+    prune(box)
     assert tags(box) == {"local-llm:latest"}
 
 
@@ -403,7 +408,7 @@ def test_a_model_of_a_registry_is_updated_when_the_new_one_answers(
     own = wheels.mirrored(Model(**MODEL_ENTRY).file_url, mirror_dir() / "files")
     registry.offer(changed(own, tmp_path / "former.gguf", ANOTHER))
     if "pulled:latest" in tags(box):  # of a first try of this test
-        box.apply(inventory=box.with_variables("pruned", inference_prune=True)).expect()
+        prune(box)
     inventory = pulling(box, registry, "updated", ollama_update="Sun 04:00")
     done = box.changes(inventory)
     assert "ollama: update scheduled" in done
@@ -456,7 +461,7 @@ def test_a_model_of_a_registry_is_updated_when_the_new_one_answers(
 
     gone = box.changes(pulling(box, registry))
     assert gone == ["ollama: stop and remove the update of models", "ollama: remove the program of the update"]
-    box.apply(inventory=box.with_variables("pruned", inference_prune=True)).expect()
+    prune(box)
 
 
 # Versions

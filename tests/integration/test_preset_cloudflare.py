@@ -66,12 +66,13 @@ def curl(box: Box, secret: str, body: Any, name: str, rest: str) -> str:
     given |= {"Authorization": f"Bearer {secret}"} if secret else {}
     options = " ".join(f"--header '{header}: {value}'" for header, value in given.items())
     options += f" --data '{json.dumps(body)}'" if body else ""
-    return box.sh(f"curl --silent --max-time 300 {options} {rest}", check=False)
+    return box.sh(f"curl --silent {options} {rest}", check=False)
 
 
 def asked(box: Box, path: str, secret: str = "", body: Any = None, name: str = NAME) -> tuple[int, str]:
     """What somebody on the internet gets: the status, and the answer."""
-    said = curl(box, secret, body, name, f"--write-out '\\n%{{http_code}}' http://127.0.0.1:20240/{path}")
+    rest = f"--max-time 60 --write-out '\\n%{{http_code}}' http://127.0.0.1:20240/{path}"
+    said = curl(box, secret, body, name, rest)
     text, _, code = said.rpartition("\n")
     return int(code), text
 
@@ -80,7 +81,7 @@ def asked_together(box: Box, secret: str, body: Any, count: int, at_once: int) -
     """What somebody gets who asks the model `count` times, `at_once` at a time: statuses and answers."""
     box.sh("rm -rf /root/answers; mkdir /root/answers")
     url = f"--output '/root/answers/#1' 'http://127.0.0.1:20240/v1/chat/completions?[1-{count}]'"
-    at_a_time = f"--parallel --parallel-immediate --parallel-max {at_once}"
+    at_a_time = f"--max-time 300 --parallel --parallel-immediate --parallel-max {at_once}"
     codes = curl(box, secret, body, NAME, f"{at_a_time} --write-out '%{{http_code}} %{{filename_effective}}\\n' {url}")
     return [(int(code), box.sh(f"cat {file}")) for code, file in map(str.split, codes.splitlines())]
 
