@@ -47,7 +47,7 @@ PASSWORD = "bench-password"  # noqa: S105
 # Each server has two more ports: that of its door, and that of its metrics.
 ENGINE, RELAY, ENGINE_TLS, DOORS = 19081, 19082, 19083, 19443
 EVENTS, PAUSE = 25, 0.02
-CLIENTS, ROUNDS, STREAMS = 10, 5, 5
+CLIENTS, ROUNDS, STREAMS = 10, 20, 5
 MODEL = {"name": "local-llm", "url": "https://models.example/tiny.gguf", "sha256": "ab" * 32, "size": 1000}
 
 

@@ -59,6 +59,15 @@ class ModelRoute(Frozen):
         return self.model or self.name
 
 
+class Retrieval(Frozen):
+    """Where passages are looked up that a request asks for: a Qdrant, and the model that turns text into vectors."""
+
+    url: str = Field(pattern=r"^http://[A-Za-z0-9.\[\]:-]+$", description="Qdrant, without a path.")
+    model: ModelName = Field(description="A model of `models` that offers embeddings.")
+    prefix: str = Field("", pattern=r"^[a-z0-9-]{0,63}$", description="What its collections in Qdrant begin with.")
+    passages: int = Field(4, ge=1, le=50, description="How many are given to the model where a request does not say.")
+
+
 class KeyLimits(Frozen):
     """Limits of a key; None is no limit."""
 
@@ -100,6 +109,9 @@ class Settings(BaseSettings):
 
     models: tuple[ModelRoute, ...] = Field(min_length=1)
 
+    retrieval: Retrieval | None = Field(None, description="Unset, no request can ask for passages.")
+    retrieval_key: SecretStr | None = Field(None, description="The key that Qdrant wants.")
+
     # Admission.
     in_flight: int = Field(10, ge=1, description="Requests that all engines together work on at the same time.")
     wait_ms: int = Field(250, ge=0, le=60000, description="How long a request waits for a place before it is refused.")
@@ -140,6 +152,8 @@ class Settings(BaseSettings):
         names = [route.name for route in self.models]
         if len(set(names)) != len(names):
             raise ValueError("`models` has a name twice")
+        if self.retrieval and "embeddings" not in getattr(self.route(self.retrieval.model), "offers", ()):
+            raise ValueError("`retrieval.model` is not a model of `models` that offers embeddings")
         return self
 
     @property
