@@ -199,8 +199,14 @@ async def rate(way: Way, auth: Callable[[], str], status: bytes, batch: int, sec
 
     async def one() -> None:
         nonlocal done
+        asked = 0
         reader, writer = await connect(way)
         while time.perf_counter() - begun < seconds:
+            if asked >= 50_000:
+                # nginx closes a connection after `keepalive_requests`, which are 100,000.
+                writer.close()
+                asked = 0
+                reader, writer = await connect(way)
             writer.write(b"".join(request("/v1/nothing", auth(), b"") for _ in range(batch)))
             for _ in range(batch):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -209,6 +215,7 @@ async def rate(way: Way, auth: Callable[[], str], status: bytes, batch: int, sec
                 if length:
                     await reader.readexactly(int(length[1]))
                 done += 1
+            asked += batch
         writer.close()
 
     await asyncio.gather(*(one() for _ in range(8)))

@@ -13,11 +13,16 @@ Two limiters have this contract: `redis.RedisLimiter` for any number of workers,
 from __future__ import annotations
 
 from boxwright_api.contracts import Limiter, Store
-from boxwright_api.limits.memory import MemoryLimiter
-from boxwright_api.limits.redis import RedisLimiter
 from boxwright_api.settings import Settings
 
 
 def open_limiter(settings: Settings, store: Store | None = None) -> Limiter:
     """The limiter that the settings want; `start` connects it. One in the process reads what was spent in `store`."""
-    return RedisLimiter(settings) if settings.redis else MemoryLimiter(settings, store)
+    # Only what is used takes memory: redis-py is 6 MiB of each worker.
+    if settings.redis:
+        from boxwright_api.limits.redis import RedisLimiter
+
+        return RedisLimiter(settings)
+    from boxwright_api.limits.memory import MemoryLimiter
+
+    return MemoryLimiter(settings, store)
