@@ -264,6 +264,14 @@ def _in_use(lock: Path) -> bool:
     return False
 
 
+def _belongs(process: int, container: str) -> bool:
+    """Whether the process `process` is one of the container with that identifier."""
+    try:
+        return bool(process) and container in Path(f"/proc/{process}/cgroup").read_text(encoding="ascii")
+    except OSError:
+        return False
+
+
 @dataclass
 class Box:
     """One lab box: how commands are pointed at it, and what it says of itself to docker exec."""
@@ -272,6 +280,10 @@ class Box:
     name: str
     # False while a test has changed something on the box and no later run has been seen to change nothing.
     settled: bool = field(default=False)
+    # Of the container that was asked last: its identifier, its init's process number here, its environment.
+    _identity: str = field(default="", init=False)
+    _init: int = field(default=0, init=False)
+    _environment: dict[str, str] = field(default_factory=dict, init=False)
 
     @property
     def host(self) -> str:
@@ -354,9 +366,9 @@ class Box:
 
     def exec(self, *command: str, user: str = "root", check: bool = True) -> str:
         """What a command on the box prints. With `check` it must end with 0."""
-        code, (out, err) = self.container.exec_run(list(command), user=user, demux=True)
-        text = (out or b"").decode(errors="replace")
-        assert not check or code == 0, f"{command} on {self.name}: {code}\n{text}{(err or b'').decode()}"
+        code, out, err = self._ask(command, user)
+        text = out.decode(errors="replace")
+        assert not check or code == 0, f"{command} on {self.name}: {code}\n{text}{err.decode(errors='replace')}"
         return text
 
     def sh(self, script: str, *, check: bool = True) -> str:
@@ -365,7 +377,34 @@ class Box:
 
     def succeeds(self, script: str) -> bool:
         """Whether a shell script on the box ends with 0."""
-        return bool(self.container.exec_run(["sh", "-c", script]).exit_code == 0)
+        return self._ask(("sh", "-c", script), "root")[0] == 0
+
+    def _ask(self, command: Sequence[str], user: str) -> tuple[int, bytes, bytes]:
+        """Exit code, standard output and standard error of a command on the box.
+
+        Root enters the namespaces of the box itself: `docker exec` takes twenty times the processor time, and the tests
+        ask many thousands of times.
+        """
+        process = self._first_process() if user == "root" and os.geteuid() == 0 and shutil.which("nsenter") else 0
+        if not process:
+            code, (out, err) = self.container.exec_run(list(command), user=user, demux=True)
+            return int(code), out or b"", err or b""
+        done = subprocess.run(
+            ["nsenter", f"--target={process}", "--all", "--", *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=self._environment,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def _first_process(self) -> int:
+        """The number that the box's init has on this machine; 0 while it is not running."""
+        if not _belongs(self._init, self._identity):
+            state = self.container.attrs
+            self._identity, self._init = state["Id"], int(state["State"]["Pid"])
+            self._environment = {"HOME": "/root", **dict(each.split("=", 1) for each in state["Config"]["Env"])}
+        return self._init
 
     def put(self, path: str, text: str, mode: int = 0o644) -> None:
         """A file of root's on the box; not below /tmp or /run, which only processes in the box see."""

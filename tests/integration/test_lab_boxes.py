@@ -13,9 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import pytest
 import yaml
 from docker import DockerClient
 from docker.errors import NotFound
-from kit import locked_folder, mirror_lock, remove_boxes, remove_leftovers
+from kit import eventually, locked_folder, mirror_lock, remove_boxes, remove_leftovers
 
 from boxwright.models import Model
 
@@ -103,13 +102,6 @@ def second(lab: Lab) -> Iterator[str]:
     """The name of a box that a test makes for itself."""
     yield SECOND
     lab.run("down", SECOND, "--purge")
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_up_twice_changes_nothing(lab: Lab) -> None:
@@ -297,7 +289,7 @@ def test_an_interrupted_up_is_completed_by_the_next(lab: Lab, second: str) -> No
     def exists() -> bool:
         return bool(lab.client.containers.list(all=True, filters={"name": f"^boxwright-{second}$"}))
 
-    until(exists)
+    eventually("its container exists", exists)
     process.send_signal(signal.SIGKILL)
     process.wait()
     lab.run("up", second)
@@ -307,7 +299,7 @@ def test_an_interrupted_up_is_completed_by_the_next(lab: Lab, second: str) -> No
 def test_a_reboot_is_a_reboot(lab: Lab) -> None:
     started = lab.identity()
     lab.ssh("sudo touch /run/gone-after-boot && sudo systemctl reboot")
-    until(lambda: lab.identity() != started and lab.container().status == "running")
+    eventually("another boot", lambda: lab.identity() != started and lab.container().status == "running")
     lab.run("up", FIRST)
     assert lab.ssh("ls /run/gone-after-boot").returncode != 0
     assert lab.ssh("systemctl is-system-running").stdout.strip() == "running"

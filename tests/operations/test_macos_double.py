@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import eventually
 
 from boxwright import platforms
 from tests.doubles.macos import PASSWORD, MacDouble
@@ -38,15 +39,6 @@ def _as_it_was(mac: MacDouble) -> Iterator[None]:
     yield
     if mac.options != before:
         mac.set(**before.__dict__)
-
-
-def until(what: str, holds: Callable[[], Any], seconds: float = 40) -> Any:
-    """What `holds` returns as soon as it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 class Job:
@@ -89,7 +81,7 @@ class Job:
         """With everything."""
         self.ctl(f"enable {self.target}")
         self.ctl(f"bootout {self.target}")
-        until(f"{self.label} is gone", self.is_gone)
+        eventually(f"{self.label} is gone", self.is_gone)
         self.mac.sh(f"rm -f {self.path} /opt/{self.label}")
 
 
@@ -216,7 +208,7 @@ def test_bootout_returns_before_the_label_is_gone(job: Callable[..., Job]) -> No
     assert one.ctl(f"print {one.target}")[0] == 0
     assert one.load()[0] == 37
     assert one.ctl(f"bootout {one.target}") == (36, "", "Boot-out failed: 36: Operation now in progress\n")
-    until("it is gone", one.is_gone)
+    eventually("it is gone", one.is_gone)
     assert one.ctl(f"bootout {one.target}")[0] == 3
     assert one.load()[0] == 0
 
@@ -225,10 +217,10 @@ def test_a_job_that_ignores_the_end_is_killed(job: Callable[..., Job]) -> None:
     """Section 2: SIGTERM, and SIGKILL after the exit timeout; with it goes the rest of its group."""
     one = job("test.deaf", "trap '' TERM; sleep 1001 & while :; do wait; sleep 1; done", RunAtLoad=True, ExitTimeOut=2)
     assert one.load()[0] == 0
-    until("its child runs", lambda: "sleep 1001" in one.mac.sh("ps -axo command="))
+    eventually("its child runs", lambda: "sleep 1001" in one.mac.sh("ps -axo command="))
     began = time.monotonic()
     one.ctl(f"bootout {one.target}")
-    until("it is gone", one.is_gone)
+    eventually("it is gone", one.is_gone)
     assert time.monotonic() - began > 1.5
     assert "sleep 1001" not in one.mac.sh("ps -axo command=")
 
@@ -270,7 +262,7 @@ def test_what_launchd_does_not_take(mac: MacDouble, job: Callable[..., Job]) -> 
     mac.put(one.path, b"\n" + plistlib.dumps(one.plist))
     assert one.load()[0] == 0
     one.ctl(f"bootout {one.target}")
-    until("it is gone", one.is_gone)
+    eventually("it is gone", one.is_gone)
     for text in (b"<plist>", plistlib.dumps({"Label": "test.refused"}), plistlib.dumps({"Program": "/bin/sh"})):
         mac.put(one.path, text)
         assert one.load() == (5, "", "Bootstrap failed: 5: Input/output error\n")
@@ -295,7 +287,7 @@ def test_what_cannot_be_spawned_ends_with_78(job: Callable[..., Job], keys: dict
     assert one.shown()["job state"] == "spawn failed"
     assert one.shown()["active count"] == "0"
     assert "pid" not in one.shown()
-    until("runs grow", lambda: int(one.shown()["runs"]) >= 3)
+    eventually("runs grow", lambda: int(one.shown()["runs"]) >= 3)
 
 
 def test_keepalive_and_throttle(mac: MacDouble, job: Callable[..., Job]) -> None:
@@ -305,7 +297,7 @@ def test_keepalive_and_throttle(mac: MacDouble, job: Callable[..., Job]) -> None
     one.load()
     first = one.shown()["pid"]
     mac.sh(f"kill -9 {first}")
-    until("it is scheduled", lambda: one.shown()["state"] == "spawn scheduled")
+    eventually("it is scheduled", lambda: one.shown()["state"] == "spawn scheduled")
     assert one.shown()["last terminating signal"] == "Killed: 9"
     assert one.ctl(f"kickstart -p {one.target}")[1] == one.shown()["pid"] + "\n"
     second = one.shown()["pid"]
@@ -317,7 +309,7 @@ def test_keepalive_and_throttle(mac: MacDouble, job: Callable[..., Job]) -> None
     # Already running: 37 and not a word.
     assert one.ctl(f"kickstart {one.target}") == (37, "", "")
     assert one.ctl(f"kill SIGTERM {one.target}")[0] == 0
-    until("it is scheduled", lambda: one.shown()["state"] == "spawn scheduled")
+    eventually("it is scheduled", lambda: one.shown()["state"] == "spawn scheduled")
     assert "Pushing respawn out by" in mac.sh("cat /var/log/com.apple.xpc.launchd/launchd.log")
     assert one.ctl(f"kill TERM {one.target}")[0] == 3
 
@@ -332,10 +324,10 @@ def test_successful_exit(mac: MacDouble, job: Callable[..., Job], code: int, aga
     mac.sh("rm -f /tmp/test.success")
     one.load()
     if again:
-        until("it runs again and again", lambda: int(one.shown()["runs"]) >= 3)
+        eventually("it runs again and again", lambda: int(one.shown()["runs"]) >= 3)
         assert one.shown()["last exit code"] == "3"
     else:
-        until("it has ended", lambda: one.shown()["state"] == "not running")
+        eventually("it has ended", lambda: one.shown()["state"] == "not running")
         assert (one.shown()["runs"], one.shown()["last exit code"], one.shown()["active count"]) == ("1", "0", "0")
         assert mac.sh("cat /tmp/test.success") == "x\n"
         assert mac.as_root("launchctl list | grep test.success")[1] == "-\t0\ttest.success\n"
@@ -356,7 +348,7 @@ def test_what_a_process_is_given(mac: MacDouble, job: Callable[..., Job]) -> Non
         StandardErrorPath="/var/log/test.given/err",
     )
     one.load()
-    until("it has said all", lambda: "made" in mac.sh("ls /var/log/test.given"))
+    eventually("it has said all", lambda: "made" in mac.sh("ls /var/log/test.given"))
     assert mac.sh("cat /var/log/test.given/out").split() == ["/private/var/tmp", "0027", "4096", "_www"]
     assert mac.sh("cat /var/log/test.given/err") == "error\n"
     assert mac.sh("stat -f '%Su %Lp' /var/log/test.given/made") == "_www 640\n"
@@ -369,7 +361,7 @@ def test_timetables(job: Callable[..., Job]) -> None:
     one.load()
     assert one.shown()["runs"] == "0"
     assert one.shown()["last exit code"] == "(never exited)"
-    until("it ran twice", lambda: int(one.shown()["runs"]) >= 2)
+    eventually("it ran twice", lambda: int(one.shown()["runs"]) >= 2)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +392,7 @@ def test_a_signed_program_that_is_overwritten_is_killed(mac: MacDouble, job: Cal
     one.load()
     assert one.shown()["state"] == "running"
     one.ctl(f"bootout {one.target}")
-    until("it is gone", one.is_gone)
+    eventually("it is gone", one.is_gone)
     mac.sh("cat /bin/sleep >/opt/test.signed; touch -t 203001010101 /opt/test.signed")
     one.load()
     assert one.shown()["last exit reason"] == "OS_REASON_CODESIGNING"
@@ -431,7 +423,7 @@ def test_a_quick_return_may_not_start(mac: MacDouble, job: Callable[..., Job]) -
     one.load()
     mac.set(sluggish=True)
     one.ctl(f"bootout {one.target}")
-    until("it is gone", one.is_gone)
+    eventually("it is gone", one.is_gone)
     assert one.load()[0] == 0
     assert (one.shown()["state"], one.shown()["runs"], one.shown()["last exit code"]) == (
         "not running",
@@ -459,7 +451,7 @@ def test_a_power_cut(mac: MacDouble, job: Callable[..., Job]) -> None:
         asked = subprocess.run(mac.ssh_command("sysctl -n kern.bootsessionuuid"), capture_output=True, check=False)
         return asked.returncode == 0 and asked.stdout.decode() != after
 
-    until("it has booted again", booted)
+    eventually("it has booted again", booted)
     mac.wait()
     assert one.shown()["state"] == "running"
 
@@ -508,7 +500,7 @@ def test_caffeinate_becomes_the_command(mac: MacDouble, job: Callable[..., Job])
     one = job("test.awake", ProgramArguments=["/usr/bin/caffeinate", "-s", "/bin/sleep", "1000"], RunAtLoad=True)
     one.load()
     pid = one.shown()["pid"]
-    until("it is the command", lambda: mac.sh(f"ps -o command= -p {pid}") == "/bin/sleep 1000\n")
+    eventually("it is the command", lambda: mac.sh(f"ps -o command= -p {pid}") == "/bin/sleep 1000\n")
     assert "   PreventSystemSleep             1\n" in mac.sh("pmset -g assertions")
 
 
@@ -624,7 +616,7 @@ def test_a_service_user_is_made_and_runs_a_job(mac: MacDouble, job: Callable[...
         "test.account", "id -un; id -gn; exec sleep 1000", RunAtLoad=True, UserName="_made", StandardOutPath="/tmp/made"
     )
     one.load()
-    until("it has said who it is", lambda: mac.sh("cat /tmp/made") == "_made\n_made\n")
+    eventually("it has said who it is", lambda: mac.sh("cat /tmp/made") == "_made\n_made\n")
     mac.reboot()
     assert mac.sh("id -u _made") == "333\n"
     code, out, _ = mac.as_root("sysadminctl -deleteUser _made")
@@ -986,7 +978,7 @@ def test_lsof_and_netstat(mac: MacDouble, job: Callable[..., Job]) -> None:
         ProgramArguments=["/usr/bin/nc", "-lk", "127.0.0.1", "4567"],
     )
     one.load()
-    out = until("it listens", lambda: mac.sh("lsof -nP -iTCP:4567 -sTCP:LISTEN"))
+    out = eventually("it listens", lambda: mac.sh("lsof -nP -iTCP:4567 -sTCP:LISTEN"))
     assert out.splitlines()[0].split() == ["COMMAND", "PID", "USER", "FD", "TYPE", "DEVICE", "SIZE/OFF", "NODE", "NAME"]
     fields = out.splitlines()[1].split()
     assert (fields[0], fields[1], fields[2], fields[4]) == ("nc", one.shown()["pid"], "_www", "IPv4")
