@@ -288,7 +288,10 @@ def client(name: str | None, parts: tuple[str, ...], inventory: Path | None, lim
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @INVENTORY_OPTIONS
 def sidecar(folder: Path, inventory: Path | None, limit: str | None) -> None:
-    """Write a Tailscale container for a Compose project of one's own into FOLDER, serving what a host declares."""
+    """Write a Tailscale container for a Compose project of one's own into FOLDER, serving what a host declares.
+
+    A Mac is asked which container runtime it has, and the command that starts the project there is printed.
+    """
     from boxwright import sidecar as writing
     from boxwright.errors import Problem, Refused
     from boxwright.inventory import load
@@ -304,6 +307,27 @@ def sidecar(folder: Path, inventory: Path | None, limit: str | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         click.echo(path)
+    if hosts[0].box.system == "darwin":
+        click.echo(_where_it_runs(hosts[0]), err=True)
+
+
+def _where_it_runs(host: Any) -> str:
+    """In which container runtime of the Mac `host`; when that cannot be asked, why."""
+    from boxwright import sidecar as writing
+    from boxwright.errors import BoxwrightError
+    from boxwright.facts.containers import ContainerRuntimes
+    from boxwright.testing import hosts
+
+    fact = ContainerRuntimes()
+    command = str(fact.command(host.box.host.container_socket).get_raw_value())
+    try:
+        hosts.use([host])
+        done = hosts.BoxBackend(host.name).run(command)
+        if done.rc:
+            raise RuntimeError(done.stderr.strip())
+    except (BoxwrightError, RuntimeError) as error:
+        return f"{host.name} could not be asked which container runtime it has: {error}"
+    return writing.started_by(host.box, fact.process(done.stdout.splitlines()))
 
 
 @cli.group()

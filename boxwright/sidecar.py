@@ -5,9 +5,12 @@ container that is in the tailnet. Nothing of it holds a secret: the key is a fil
 """
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from boxwright.containers import Runtime, choose
 from boxwright.errors import Problem, Refused
 from boxwright.tailnet import Endpoint, serve_config
 from boxwright.templates import render
@@ -46,3 +49,18 @@ def files(box: Any) -> dict[str, str]:
         key=KEY,
     )
     return {COMPOSE: compose, SERVE: config}
+
+
+def started_by(box: Any, found: Sequence[Runtime]) -> str:
+    """In which of a Mac's container runtimes `found` the project can run and by which command; or what is to be done
+    before there is one.
+    """
+    instead = "run the project with an engine of your own"
+    chosen = choose(found, box.host.container_socket, instead)
+    if isinstance(chosen, Problem):
+        return f"{chosen.message}\n{chosen.help}"
+    up = f"docker compose --file {COMPOSE} up --detach --wait"
+    return (
+        f"{box.name} has {chosen}, version {chosen.version}. It sees the home of {chosen.owner}: put the folder there, "
+        f"and in it, as {chosen.owner}:\n    DOCKER_HOST={shlex.quote(f'unix://{chosen.socket}')} {up}"
+    )

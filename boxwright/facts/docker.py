@@ -17,7 +17,8 @@ from boxwright.shell import script
 NOT_INSTALLED = "docker is not installed"
 
 # Compose asks its build plugin, which makes a folder for its settings; being asked must not leave one in a home folder.
-COMPOSE_LEAVES_NOTHING = "export BUILDX_CONFIG=/run/boxwright/buildx"
+# On Linux this is /run, which a Mac has not.
+COMPOSE_LEAVES_NOTHING = "export BUILDX_CONFIG=/var/run/boxwright/buildx"
 
 # Runs docker with the arguments; prints what it prints, or `absent` or `unavailable WHY`, and then ends the script.
 _ASK = f"""

@@ -88,7 +88,7 @@ class File(Fact[FileState]):
 
 
 class Text(Fact[str]):
-    """The text of the file at `path`, empty when there is none; asked only to show a difference to a person."""
+    """The text of the file at `path`, empty when there is none."""
 
     def command(self, path: str) -> StringCommand:
         return script('if [ -e "$1" ]; then cat -- "$1"; fi', path)

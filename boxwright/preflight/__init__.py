@@ -10,6 +10,7 @@ from pyinfra import host
 from pyinfra.api.exceptions import PyinfraError
 
 from boxwright.errors import Refused
+from boxwright.facts.containers import ContainerRuntimes
 from boxwright.preflight.machine import Machine, MachineFact, parse
 from boxwright.preflight.needs import ARCHITECTURES, SUPPORTED, Need, examine
 
@@ -37,6 +38,9 @@ def check(box: Any, need: Need) -> Machine:
     not fit.
     """
     machine: Machine = host.get_fact(MachineFact, files=(*need.downloads, *need.files))
+    if need.container_socket is not None and machine.kernel == "Darwin":
+        found = host.get_fact(ContainerRuntimes, asked=need.container_socket)
+        machine = replace(machine, container_runtimes=found or ())
     problems = examine(machine, need, box.system)
     if problems:
         raise PreflightRefused(replace(problem, host=box.name) for problem in problems)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pyinfra.api import StringCommand
 
+from boxwright.containers import Runtime
 from boxwright.facts.api import Fact
 from boxwright.preflight import darwin, linux
 from boxwright.preflight.darwin import FileVault
@@ -23,8 +24,8 @@ class Machine:
     `codename` is what package repositories call the release (`noble`). `container` says that the clock is that of the
     machine below; `clock_offset` are the seconds by which the clock is ahead of the control machine's (negative: is
     behind it), known to a second or two; `time_service` is the unit that keeps the clock, empty when none does.
-    Of a Mac alone: its `chip`, whether our commands are `translated` by Rosetta, and whether FileVault is on, which
-    leaves the box to wait for a password at boot.
+    Of a Mac alone: its `chip`, whether our commands are `translated` by Rosetta, whether FileVault is on, which
+    leaves the box to wait for a password at boot, and its `container_runtimes`, where a role needs one.
     """
 
     kernel: str
@@ -45,6 +46,7 @@ class Machine:
     chip: str = ""
     translated: bool = False
     filevault: FileVault = ""
+    container_runtimes: tuple[Runtime, ...] = ()
 
 
 def parse(lines: Iterable[str], now: float | None = None) -> Machine:

@@ -22,8 +22,9 @@ class Need:
     `memory` is bytes, asked for by the variable `memory_variable`; `downloads` maps the path of each file on the box
     to its bytes, which are needed only while the file is missing. `files` are paths whose presence is asked, for the
     role itself. `marks` maps a port to one of them that is there since boxwright has set that service up: without it
-    nobody may hold the port, however the process is called. `conditions` tell what else of a role does not fit the
-    machine.
+    nobody may hold the port, however the process is called. `container_socket` asks which container runtimes a Mac
+    has, None where nobody wants to know; it is a socket to look at besides the known places, or empty. `conditions`
+    tell what else of a role does not fit the machine.
     """
 
     memory: int = 0
@@ -32,6 +33,7 @@ class Need:
     files: tuple[str, ...] = ()
     ports: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     marks: Mapping[int, str] = field(default_factory=dict)
+    container_socket: str | None = None
     conditions: tuple[Callable[[Machine], Iterable[Problem]], ...] = ()
 
     def __add__(self, other: "Need") -> "Need":
@@ -43,6 +45,7 @@ class Need:
             files=(*self.files, *other.files),
             ports={**self.ports, **other.ports},
             marks={**self.marks, **other.marks},
+            container_socket=other.container_socket if self.container_socket is None else self.container_socket,
             conditions=(*self.conditions, *other.conditions),
         )
 

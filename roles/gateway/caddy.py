@@ -239,7 +239,7 @@ def service(box: Box) -> Service:
             **({"RestrictAddressFamilies": ("AF_INET AF_UNIX", _NO_IPV6)} if no_ipv6(box) else {}),
         },
         # The Compose network's address appears when Docker is up.
-        wait_for_address=box.openwebui.box_address(box) if box.openwebui.in_container(box) else "",
+        wait_for_address=box.openwebui.box_address(box) if box.openwebui.on_a_network(box) else "",
         # launchd does not hear that Caddy says when it is ready.
         probe=http_probe(f"http://127.0.0.1:{box.gateway.metrics_port}/metrics") if box.system == "darwin" else (),
         start_timeout=90,

@@ -135,6 +135,7 @@ def shared_values(box: Box) -> dict[str, Any]:
     if box.openwebui.enabled and any(way.main for way in found):
         internal = {
             "address": box.openwebui.box_address(box),
+            "names": tuple(dict.fromkeys((box.openwebui.box_address(box), box.openwebui.engine_host(box)))),
             "port": gateway.internal_port,
             "from": box.openwebui.asks_from(box),
             "client": OPEN_WEBUI,

@@ -191,7 +191,7 @@ def service(box: Box) -> Service:
             "IPAddressDeny": (None, "clients come from any address; what may be reached is decided by where it listens")
         },
         # The Compose network's address appears when Docker is up.
-        wait_for_address=box.openwebui.box_address(box) if box.openwebui.in_container(box) else "",
+        wait_for_address=box.openwebui.box_address(box) if box.openwebui.on_a_network(box) else "",
         start_timeout=90,
         # Two descriptors for each stream.
         settings={"LimitNOFILE": "65536"},

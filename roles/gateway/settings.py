@@ -301,7 +301,7 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
             ("gateway_port", self.port, True),
             ("gateway_internal_port", self.internal_port, box.openwebui.enabled),
             ("gateway_metrics_port", self.metrics_port, True),
-            ("openwebui_port", box.openwebui.port, box.openwebui.native(box)),
+            ("openwebui_port", box.openwebui.port, box.openwebui.enabled and not box.openwebui.on_a_network(box)),
             ("cloudflared_metrics_port", box.cloudflared.metrics_port, box.cloudflared.enabled),
             *engines,
             ("postgresql_port", box.postgresql.port, box.postgresql.runs(box)),

@@ -172,6 +172,14 @@ class HostSettings(RoleSettings, prefix="host"):
         "three quarters of a large Mac's memory, is too little for a model. 8 GiB less than the Mac has at most.",
         examples=["112GiB"],
     )
+    container_socket: str = On(
+        "darwin",
+        "",
+        pattern=r"^(/[^\n'\"|]+)?$",
+        description="Socket of the container runtime that a role in a container uses on a Mac. Empty: the one that is "
+        "found in the home folders and answers; where several do, one must be named.",
+        examples=["/Users/ada/.colima/default/docker.sock"],
+    )
     memory: ByteSize | None = Field(
         None,
         description="Memory of the machine. When set, a model that does not fit is refused before "

@@ -1,11 +1,16 @@
 """What must hold of Open WebUI."""
 
 import json
+import shlex
 from typing import Any
 
 import pytest
 
 from boxwright.testing.probes import exposure, listeners, on_a_mac, starts_at_boot, unprivileged
+
+FOLDER = "/opt/boxwright/openwebui"
+# Docker's client on a Mac.
+CLIENT = "/opt/boxwright/docker"
 
 
 def test_healthy(host: Any, box: Any) -> None:
@@ -14,40 +19,55 @@ def test_healthy(host: Any, box: Any) -> None:
     assert json.loads(answer.stdout) == {"status": True}
 
 
+def docker(host: Any, box: Any) -> str:
+    """The command `docker` on the box, as far as its words; on a Mac that of the runtime that the container is in."""
+    if not on_a_mac(host):
+        return "docker"
+    noted = host.check_output(f"sed -n 's/^  socket: //p' {FOLDER}/compose.yml")
+    return f"DOCKER_HOST={shlex.quote('unix://' + json.loads(noted))} DOCKER_CONFIG={CLIENT} {CLIENT}/docker"
+
+
+def containers(host: Any, box: Any) -> list[str]:
+    """Its containers that run; there is one at least."""
+    command = f"{docker(host, box)} ps --quiet --filter label=com.docker.compose.project=openwebui"
+    found: list[str] = host.check_output(command).split()
+    assert found
+    return found
+
+
 def test_reached_through_the_gateway_only(host: Any, box: Any) -> None:
-    """The container has no published port, and its network leads nowhere but to the box; without one, only the box
-    itself reaches it.
+    """The container has no published port, and its network leads nowhere but to the box. Without one, and on a Mac,
+    only the box itself reaches it.
     """
-    if box.openwebui.native(box):
+    if not box.openwebui.on_a_network(box):
         assert listeners(host, box.openwebui.port) == {"127.0.0.1"}
+    if box.openwebui.native(box):
         assert unprivileged(host, "openwebui", "openwebui")
         return
-    containers = host.check_output("docker ps --quiet --filter label=com.docker.compose.project=openwebui").split()
-    assert containers
-    for container in containers:
-        assert (
-            json.loads(
-                host.check_output(f"docker inspect --format '{{{{json .HostConfig.PortBindings}}}}' {container}")
-            )
-            == {}
+    ask = docker(host, box)
+    for container in containers(host, box):
+        published = json.loads(
+            host.check_output(f"{ask} inspect --format '{{{{json .HostConfig.PortBindings}}}}' {container}")
         )
+        if on_a_mac(host):
+            assert published == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(box.openwebui.port)}]}
+            continue
+        assert published == {}
         networks = json.loads(
-            host.check_output(f"docker inspect --format '{{{{json .NetworkSettings.Networks}}}}' {container}")
+            host.check_output(f"{ask} inspect --format '{{{{json .NetworkSettings.Networks}}}}' {container}")
         )
         for network in networks:
-            assert host.check_output(f"docker network inspect --format '{{{{.Internal}}}}' {network}") == "true"
+            assert host.check_output(f"{ask} network inspect --format '{{{{.Internal}}}}' {network}") == "true"
 
 
 def test_comes_back_after_a_reboot(host: Any, box: Any) -> None:
-    """It is started again after a reboot, by Docker or as a service."""
+    """It is started again after a reboot, by Docker or as a service; on a Mac a container starts with its runtime."""
     if box.openwebui.native(box):
         assert starts_at_boot(host, "openwebui")
         return
-    containers = host.check_output("docker ps --quiet --filter label=com.docker.compose.project=openwebui").split()
-    assert containers
-    for container in containers:
+    for container in containers(host, box):
         policy = host.run(
-            f"docker inspect --format '{{{{.HostConfig.RestartPolicy.Name}}}}' {container}"
+            f"{docker(host, box)} inspect --format '{{{{.HostConfig.RestartPolicy.Name}}}}' {container}"
         ).stdout.strip()
         assert policy == "unless-stopped"
 
@@ -62,7 +82,7 @@ def test_sandbox(host: Any, box: Any) -> None:
 
 def test_secrets_are_for_root_alone(host: Any, box: Any) -> None:
     """Only root can read the file with the secrets."""
-    folder = "/etc/boxwright/openwebui" if box.openwebui.native(box) else "/opt/boxwright/openwebui"
+    folder = "/etc/boxwright/openwebui" if box.openwebui.native(box) else FOLDER
     file = host.file(f"{folder}/openwebui.env")
     group = "wheel" if on_a_mac(host) else "root"
     assert (file.user, file.group, file.mode) == ("root", group, 0o600)

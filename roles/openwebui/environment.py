@@ -6,7 +6,6 @@ from roles.registry import Box
 def environment(box: Box) -> dict[str, str]:
     """Environment of Open WebUI 0.12; the user's own `openwebui_environment` comes last and wins."""
     settings, main = box.openwebui, box.inference.main
-    address = settings.box_address(box)
     return {
         "WEBUI_URL": box.gateway.url.rstrip("/"),
         # A browser may come by any name of the box; its websocket is refused from elsewhere.
@@ -15,7 +14,7 @@ def environment(box: Box) -> dict[str, str]:
         "WEBUI_SESSION_COOKIE_SECURE": "true",
         "WEBUI_AUTH_COOKIE_SECURE": "true",
         # The gateway alone may say for whom it asks.
-        "FORWARDED_ALLOW_IPS": address,
+        "FORWARDED_ALLOW_IPS": settings.believed(box),
         # What the environment says holds, whatever was changed in the page since the first start.
         "ENABLE_PERSISTENT_CONFIG": "false",
         "WEBUI_ADMIN_EMAIL": settings.admin_email,
@@ -24,7 +23,7 @@ def environment(box: Box) -> dict[str, str]:
         "ENABLE_SIGNUP": "false",
         "ENABLE_OLLAMA_API": "false",
         "ENABLE_OPENAI_API": "true",
-        "OPENAI_API_BASE_URL": f"http://{address}:{box.gateway.internal_port}/v1",
+        "OPENAI_API_BASE_URL": f"http://{settings.engine_host(box)}:{box.gateway.internal_port}/v1",
         "OPENAI_API_KEY": settings.engine_key.get_secret_value(),
         "DEFAULT_MODELS": box.engine(box.inference.engine).listed(main.name) if main else "",
         # Nothing is reported to, or fetched from, anybody.

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from boxwright.artifacts import Requirements
+from boxwright.containers import HOST_NAME
 from boxwright.errors import Problem
 from boxwright.settings import Generated, Port, RoleSettings, Secret
 
@@ -25,9 +26,10 @@ class OpenwebuiSettings(RoleSettings, prefix="openwebui"):
     enabled: bool = Field(True, description="Run Open WebUI.")
     run: Literal["container", "native"] | None = Field(
         None,
-        description="How it runs: `container`, in a Compose project of Docker Engine, or `native`, as a service from a "
-        "virtual environment. Unset it is `container` on Linux and `native` on a Mac. Accounts and chats do not move "
-        "from one to the other.",
+        description="How it runs: `container`, in a Compose project of Docker Engine or of a Mac's container runtime, "
+        "or `native`, as a service from a virtual environment. Unset it is `container` on Linux and `native` on a Mac, "
+        "where a container runs only while somebody is signed in. Accounts and chats do not move from one to the "
+        "other.",
     )
     version: str = Field(
         RELEASE,
@@ -40,7 +42,9 @@ class OpenwebuiSettings(RoleSettings, prefix="openwebui"):
         pattern=r"^[a-z0-9.-]+(:\d+)?/[a-z0-9._/-]+$",
         description="Container image without its tag.",
     )
-    port: Port = Field(8087, description="TCP port on loopback where it listens when it runs without a container.")
+    port: Port = Field(
+        8087, description="TCP port on loopback where it listens without a container, and on a Mac with one."
+    )
     python: str = Field(
         "",
         pattern=r"^(/[^\s:]+)?$",
@@ -94,9 +98,15 @@ class OpenwebuiSettings(RoleSettings, prefix="openwebui"):
         """Whether it runs, in a container."""
         return self.enabled and not self.native(box)
 
+    def on_a_network(self, box: Any) -> bool:
+        """Whether it runs in a container on a network of the box itself, which a Mac has none of: there the network is
+        inside of a virtual machine, and of it the Mac sees the published port.
+        """
+        return self.in_container(box) and box.system == "linux"
+
     def url(self, box: Any) -> str:
-        """Where the gateway reaches Open WebUI: on loopback, or at its container's address."""
-        return f"http://127.0.0.1:{self.port}" if self.native(box) else f"http://{self.container_address}:8080"
+        """Where the gateway reaches Open WebUI: at its container's address, or on loopback."""
+        return f"http://{self.container_address}:8080" if self.on_a_network(box) else f"http://127.0.0.1:{self.port}"
 
     @property
     def container_address(self) -> str:
@@ -104,30 +114,34 @@ class OpenwebuiSettings(RoleSettings, prefix="openwebui"):
         return str(next(islice(self.subnet.hosts(), 1, None)))
 
     def box_address(self, box: Any) -> str:
-        """Address of the box where Open WebUI asks for the engine, and from where the gateway comes: loopback, or on
-        the Compose network the first of the subnet.
+        """Address of the box where the gateway answers Open WebUI: on the Compose network the first of the subnet, else
+        loopback.
         """
-        return "127.0.0.1" if self.native(box) else str(next(self.subnet.hosts()))
+        return str(next(self.subnet.hosts())) if self.on_a_network(box) else "127.0.0.1"
+
+    def engine_host(self, box: Any) -> str:
+        """How Open WebUI calls the box when it asks for the engine."""
+        return HOST_NAME if self.in_container(box) and box.system == "darwin" else self.box_address(box)
 
     def asks_from(self, box: Any) -> str:
-        """The network from which Open WebUI asks for the engine."""
-        return "127.0.0.1/32" if self.native(box) else str(self.subnet)
+        """The network from which Open WebUI asks for the engine. On a Mac what a container asks of it comes from the
+        runtime's own program there, by loopback.
+        """
+        return str(self.subnet) if self.on_a_network(box) else "127.0.0.1/32"
+
+    def believed(self, box: Any) -> str:
+        """Addresses from which Open WebUI believes who a client is: the gateway's. In a container on a Mac they are
+        those of the runtime's network, which each has another of: all, then, as only the Mac's loopback leads there.
+        """
+        return "*" if self.in_container(box) and box.system == "darwin" else self.box_address(box)
 
     def problems(self, box: Any) -> Iterable[Problem]:
-        """A container needs Docker Engine; what runs without one is what is pinned here."""
+        """On Linux a container needs Docker Engine; what runs without one is what is pinned here."""
         if not self.enabled:
             return
         if self.native(box):
             yield from self._packages()
-        elif box.system == "darwin":
-            yield Problem(
-                code="BW027",
-                variable="openwebui_run",
-                message="`openwebui_run` is container, and a Mac has no container engine that runs before somebody "
-                "has signed in",
-                help="remove `openwebui_run`: Open WebUI runs without one there",
-            )
-        elif not box.docker.enabled:
+        elif box.system == "linux" and not box.docker.enabled:
             yield Problem(
                 code="BW022",
                 variable="docker_enabled",

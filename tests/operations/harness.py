@@ -5,9 +5,10 @@ Nothing of pyinfra is replaced but the connector, so the real fact commands, par
 
 import io
 import logging
+import shlex
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pyinfra
@@ -87,6 +88,9 @@ def run(
             if isinstance(command, str):
                 command = StringCommand(command)
             asked = asked_of(command, arguments.get("_stdin"))
+            if environment := arguments.get("_env"):
+                exports = "".join(f"export {shlex.quote(f'{key}={value}')}\n" for key, value in environment.items())
+                asked = replace(asked, text=exports + asked.text)
             result.asked.append(asked)
             if answer is None:
                 return super().run_shell_command(

@@ -1,14 +1,27 @@
 """Networks and Compose projects on a real Docker Engine with its compose plugin, in the versions of Debian."""
 
 import json
+import shlex
+import subprocess
+import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from harness import asked_of
+from harness import asked_of, run
 from machine import Machine
 
+from boxwright.facts.containers import ContainerRuntimes
 from boxwright.facts.docker import ComposeProject
 from boxwright.operations import apt, docker, files, services
+from boxwright.preflight import Machine as Preflight
 from boxwright.services import PackagedService
+from boxwright.settings import parse_box
+from roles.openwebui import checks, container
+from roles.openwebui import tasks as openwebui
+from roles.registry import Box
+from tests.doubles.colima import SOCKET, Colima
+from tests.doubles.macos import ROOT, MacDouble
 
 pytestmark = pytest.mark.lab
 
@@ -270,3 +283,193 @@ def test_an_image(machine):
     assert not result.ok
     assert "cannot pull 127.0.0.1:1/none:1" in result.printed
     assert "is the registry running, and can this box reach it?" in result.printed
+
+
+# Open WebUI's container on a Mac: the double of one, whose Colima is this machine's engine. The image is a page that is
+# healthy; Open WebUI itself is that of the lab on Linux.
+
+VERSION = "v0.12.4"
+PAGE = "ghcr.io/open-webui/open-webui:" + VERSION
+MAKE_PAGE = f"""
+rm -rf /tmp/page; mkdir -p /tmp/page/bin /tmp/page/www /tmp/page/tmp /tmp/page/app/backend/data
+cp /bin/busybox /tmp/page/bin
+for name in sh sleep httpd wget cat; do ln -s busybox /tmp/page/bin/$name; done
+printf '#!/bin/sh\\nfor url; do :; done\\nexec wget -qO- "$url"\\n' >/tmp/page/bin/curl
+chmod 0755 /tmp/page/bin/curl
+printf '{{"status":true}}' >/tmp/page/www/health
+printf '#!/bin/sh\ntrap exit TERM\nhttpd -f -p 8080 -h /www &\nwait\n' >/tmp/page/start
+tar -C /tmp/page -c . | docker import --change 'CMD ["sh", "/start"]' - {PAGE}
+"""
+MODEL = {"name": "local-llm", "url": "https://models.example/a/b/tiny.gguf", "sha256": "ab" * 32, "size": 1000}
+SECRETS = {
+    "openwebui_secret_key": "a-secret-key-of-the-tests-0123",
+    "openwebui_admin_password": "a-password-of-the-tests-0123",
+    "openwebui_engine_key": "an-engine-key-of-the-tests-0123",
+}
+STUDIO = Preflight("Darwin", "arm64", "macos", "26.1", systemd=False, memory=2**36, disk_free=2**38)
+
+
+def eventually(what, holds):
+    """Until it holds, for half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+class Studio:
+    """A Mac on which Open WebUI runs in a container, seen by its role."""
+
+    def __init__(self, machine, folder):
+        self.machine, self.mac = machine, MacDouble(full_disk_access=True)
+        machine.sh(MAKE_PAGE)
+        self.colima = Colima(self.mac, machine, 8087)
+        self.colima.formulae(folder)
+        eventually("the socket answers", lambda: [one.state for one in self.runtimes()] == ["answers"])
+
+    def runtimes(self, asked=""):
+        ok, lines = self.mac.answer(asked_of(ContainerRuntimes().command(asked), None))
+        assert ok, lines
+        return ContainerRuntimes().process(lines)
+
+    def answer(self, asked):
+        """Commands as they come over sudo: Homebrew belongs to whom the connection is of."""
+        return self.mac.answer(replace(asked, text=f"export SUDO_USER={self.mac.user}\n{asked.text}"))
+
+    def box(self, **variables):
+        defaults = {"gateway_names": ["studio.example"], "gateway_port": 8443, "inference_models": [MODEL]}
+        defaults |= {"openwebui_run": "container"}
+        return parse_box(Box, "mac", ("darwin",), {**defaults, **SECRETS, **variables}, None, None)
+
+    def run(self, deploy, **options):
+        return run(deploy, self.answer, system="darwin", **options)
+
+    def apply(self, **variables):
+        """What a run prints, and how many of its steps change something; it must succeed."""
+        machine = replace(STUDIO, container_runtimes=self.runtimes())
+        box = self.box(**variables)
+        result = self.run(lambda: openwebui.apply(box, machine))
+        assert result.ok, result.printed
+        return result.printed, sum(result.changed)
+
+    def remove(self, **options):
+        box = self.box()
+        return self.run(lambda: container.remove(box, **options))
+
+    @property
+    def seen(self):
+        """The Mac as a check has it."""
+        return SimpleNamespace(
+            system_info=SimpleNamespace(type="darwin"),
+            check_output=self.mac.sh,
+            run=lambda command: SimpleNamespace(stdout=self.mac.sh(command)),
+        )
+
+    def inspect(self):
+        (found,) = json.loads(self.machine.sh("docker inspect openwebui-openwebui-1"))
+        return found
+
+
+@pytest.fixture(scope="module")
+def studio(machine, tmp_path_factory):
+    made = Studio(machine, tmp_path_factory.mktemp("formulae"))
+    yield made
+    made.mac.close()
+
+
+def test_on_a_mac_it_runs_in_the_runtime_that_is_there(studio):
+    (found,) = studio.runtimes()
+    assert (found.kind, found.owner, found.socket) == ("colima", "operator", SOCKET)
+    assert found.version == studio.machine.sh("docker version --format '{{.Server.Version}}'").strip()
+    printed, changed = studio.apply()
+    assert changed
+    assert "only while that does" in printed
+    # The Mac itself reaches it, on its loopback alone.
+    assert json.loads(studio.mac.sh("curl --silent --fail http://127.0.0.1:8087/health")) == {"status": True}
+    container_of_it = studio.inspect()
+    assert container_of_it["HostConfig"]["PortBindings"] == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8087"}]}
+    assert container_of_it["State"]["Health"]["Status"] == "healthy"
+    assert container_of_it["Config"]["Image"] == PAGE
+    told = dict(each.partition("=")[::2] for each in container_of_it["Config"]["Env"])
+    assert told["OPENAI_API_BASE_URL"] == "http://host.docker.internal:8088/v1"
+    assert told["WEBUI_SECRET_KEY"] == SECRETS["openwebui_secret_key"]
+    assert [mount["Name"] for mount in container_of_it["Mounts"]] == ["openwebui-data"]
+    # On the Mac the secrets are root's, and root runs its own copy of the client.
+    folder = "/opt/boxwright/openwebui"
+    assert studio.mac.sh(f"stat -f '%Su %Lp' {folder}/openwebui.env {folder}/compose.yml") == "root 600\n" * 2
+    written = studio.mac.sh(f"cat {folder}/compose.yml /opt/boxwright/docker/*.json 2>/dev/null")
+    assert not [secret for secret in SECRETS.values() if secret in written]
+    copies = "/opt/boxwright/docker/docker /opt/boxwright/docker/cli-plugins/docker-compose"
+    assert studio.mac.sh(f"stat -f '%Su:%Sg %Lp' {copies}") == "root:wheel 755\n" * 2
+    assert studio.apply()[1] == 0
+    # `boxwright verify` sees it, too.
+    box = studio.box()
+    checks.test_healthy(studio.seen, box)
+    checks.test_reached_through_the_gateway_only(studio.seen, box)
+    checks.test_comes_back_after_a_reboot(studio.seen, box)
+
+
+def test_a_project_of_ones_own_is_told_how_it_starts_on_the_mac(studio, tmp_path):
+    mine = {"tailscale_enabled": True, "tailscale_serve": [{"port": 443}], "gateway_port": 8443}
+    inventory = studio.mac.inventory(**mine, inference_models=[MODEL])
+    words = ["sidecar", str(tmp_path / "chat"), "--inventory", str(inventory)]
+    done = subprocess.run(["boxwright", *words], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines() == [f"{tmp_path}/chat/compose.tailscale.yml", f"{tmp_path}/chat/serve/serve.json"]
+    assert f"mac has Colima of operator ({SOCKET})" in done.stderr
+    assert f"DOCKER_HOST=unix://{SOCKET} docker compose --file compose.tailscale.yml up" in done.stderr
+
+
+def test_on_a_mac_what_drifted_is_repaired(studio):
+    studio.machine.sh("docker stop openwebui-openwebui-1")
+    assert studio.apply()[1] == 1
+    assert studio.inspect()["State"]["Health"]["Status"] == "healthy"
+    before = studio.inspect()["Id"]
+    studio.mac.sh("echo WEBUI_NAME=mine >>/opt/boxwright/openwebui/openwebui.env; rm /opt/boxwright/docker/docker")
+    assert studio.apply()[1] == 2
+    assert studio.inspect()["Id"] == before
+    # Another environment is another container.
+    assert studio.apply(openwebui_environment={"WEBUI_NAME": "ours"})[1]
+    assert studio.inspect()["Id"] != before
+    assert "WEBUI_NAME=ours" in studio.inspect()["Config"]["Env"]
+    assert studio.apply()[1]
+    assert studio.apply()[1] == 0
+
+
+def test_on_a_mac_a_runtime_that_is_off_is_refused_and_nothing_is_removed(studio):
+    studio.colima.stop()
+    try:
+        (found,) = studio.runtimes()
+        assert found.state == "silent"
+        problem = container.runtime(studio.box(), replace(STUDIO, container_runtimes=(found,)))
+        assert problem.code == "BW125"
+        assert "`colima start` as operator" in problem.help
+        assert SOCKET in problem.message
+        refused = studio.remove(purge=True)
+        assert not refused.ok
+        assert f"unix://{SOCKET}" in refused.printed
+        assert studio.mac.sh("ls /opt/boxwright/openwebui/compose.yml").strip()
+    finally:
+        studio.colima.start()
+        eventually("the socket answers", lambda: studio.runtimes()[0].state == "answers")
+    # Who is neither root nor its owner may not use a socket; where it is, is seen.
+    studio.mac.sh(f"chmod 0755 /Users/operator; chmod 0600 {SOCKET}")
+    as_nobody = f"{ROOT}/linux/bin/setpriv --reuid=nobody --clear-groups sh -c"
+    command = ContainerRuntimes().command(SOCKET)
+    said = studio.mac.sh(f"{as_nobody} {shlex.quote(asked_of(command, None).text)} boxwright {SOCKET} /none /none")
+    assert ContainerRuntimes().process(said.splitlines())[0].state == "denied", said
+
+
+def test_on_a_mac_it_can_be_taken_away(studio):
+    """Last: accounts and chats go only when that is said."""
+    assert studio.remove(purge=False).ok
+    assert studio.machine.sh("docker ps --all --quiet --filter label=com.docker.compose.project=openwebui") == ""
+    assert studio.machine.sh("docker volume ls --quiet --filter name=openwebui-data") == "openwebui-data\n"
+    assert studio.mac.sh("ls -d /opt/boxwright/openwebui /opt/boxwright/docker 2>/dev/null") == ""
+    again = studio.remove(purge=False)
+    assert again.ok
+    assert not any(again.changed)
+    studio.machine.sh(MAKE_PAGE)
+    assert studio.apply()[1]
+    assert studio.remove(purge=True).ok
+    assert studio.machine.sh("docker volume ls --quiet --filter name=openwebui-data") == ""
+    assert studio.machine.sh("docker network ls --quiet --filter name=openwebui") == ""

@@ -131,7 +131,6 @@ def test_it_runs_in_a_container_on_linux_and_without_on_a_mac() -> None:
 @pytest.mark.parametrize(
     ("system", "variables", "code", "variable"),
     [
-        ("darwin", {"openwebui_run": "container"}, "BW027", "openwebui_run"),
         ("darwin", {"openwebui_version": "0.12.3"}, "BW022", "openwebui_version"),
         ("linux", {"openwebui_run": "native", "openwebui_version": "0.12.3"}, "BW022", "openwebui_version"),
         ("darwin", {"openwebui_port": 8443}, "BW024", "openwebui_port"),

@@ -96,6 +96,7 @@ def test_open_webui_is_closed_and_offline() -> None:
 
 def test_the_compose_project_is_published_nowhere() -> None:
     values = {"image": "registry.example/a:v1", "address": "172.30.77.2", "network": "n", "environment_file": "/e"}
+    values["socket"] = ""
     service = yaml.safe_load(render("openwebui/compose.yml.j2", environment_digest="d", **values))["services"][
         "openwebui"
     ]

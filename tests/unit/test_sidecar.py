@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 
 from boxwright import sidecar
 from boxwright.cli import cli
+from boxwright.containers import Runtime
 from boxwright.errors import Refused
 from boxwright.settings import parse_box
 from roles.registry import Box
@@ -90,3 +93,34 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     assert json.loads((place / sidecar.SERVE).read_text())["AllowFunnel"]
     assert (place / sidecar.COMPOSE).is_file()
     assert not (place / sidecar.KEY).exists()
+    # A box with Linux has an engine of its own, and is not asked.
+    assert "DOCKER_HOST" not in done.output
+
+
+def test_the_command_that_starts_it_on_a_mac_is_told() -> None:
+    box = parse_box(Box, "studio", ("darwin",), {**VARIABLES, "gateway_port": 8443}, None, None)
+    path = "/Users/a person/.colima/default/docker.sock"
+    colima = Runtime("colima", path, path, "ada", "answers", "default", "28.4.0")
+    told = sidecar.started_by(box, (colima,))
+    assert "studio has Colima of ada" in told
+    *_, command = told.splitlines()
+    assert shlex.split(command) == [
+        f"DOCKER_HOST=unix://{path}",
+        *("docker", "compose", "--file", sidecar.COMPOSE, "up", "--detach", "--wait"),
+    ]
+    off = sidecar.started_by(box, (replace(colima, state="silent", said="curl: (7)"),))
+    assert "no container runtime of the Mac answers" in off
+    assert "`colima start` as ada" in off
+    assert "no container runtime was found" in sidecar.started_by(box, ())
+
+
+def test_a_mac_that_cannot_be_asked_is_said_and_the_files_are_written(tmp_path: Path) -> None:
+    hosts = tmp_path / "inventory" / "hosts.yml"
+    hosts.parent.mkdir()
+    way = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_user": "ada", "gateway_port": 8443}
+    hosts.write_text(yaml.safe_dump({"darwin": {"hosts": {"studio": {**VARIABLES, **way}}}}))
+    place = tmp_path / "project"
+    done = CliRunner().invoke(cli, ["sidecar", str(place), "--inventory", str(hosts)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (place / sidecar.COMPOSE).is_file()
+    assert "studio could not be asked which container runtime it has: " in done.stderr
