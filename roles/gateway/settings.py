@@ -125,7 +125,7 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
     internal_port: Port = Field(
         8088,
         description="TCP port where Open WebUI asks for the engine: on the Compose network's own address, or on "
-        "loopback where it runs without a container.",
+        "loopback where it runs without a container, and on a Mac.",
     )
     metrics_port: Port = Field(9180, description="TCP port on loopback where the gateway tells its metrics.")
 

@@ -175,7 +175,7 @@ class HostSettings(RoleSettings, prefix="host"):
     container_socket: str = On(
         "darwin",
         "",
-        pattern=r"^(/[^\n'\"|]+)?$",
+        pattern=r"^(/[^\n'|\x22]+)?$",
         description="Socket of the container runtime that a role in a container uses on a Mac. Empty: the one that is "
         "found in the home folders and answers; where several do, one must be named.",
         examples=["/Users/ada/.colima/default/docker.sock"],

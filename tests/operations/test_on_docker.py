@@ -1,6 +1,7 @@
 """Networks and Compose projects on a real Docker Engine with its compose plugin, in the versions of Debian."""
 
 import json
+import os
 import shlex
 import subprocess
 import time
@@ -356,6 +357,18 @@ class Studio:
         box = self.box()
         return self.run(lambda: container.remove(box, **options))
 
+    def boxwright(self, folder, *words, **variables):
+        """What the command does, over SSH."""
+        inventory = self.mac.inventory(gateway_port=8443, **variables)
+        return subprocess.run(
+            ["boxwright", *words, "--inventory", str(inventory)],
+            env={**os.environ, "BOXWRIGHT_STATE_DIR": str(folder / "state")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
     @property
     def seen(self):
         """The Mac as a check has it."""
@@ -410,10 +423,9 @@ def test_on_a_mac_it_runs_in_the_runtime_that_is_there(studio):
 
 
 def test_a_project_of_ones_own_is_told_how_it_starts_on_the_mac(studio, tmp_path):
-    mine = {"tailscale_enabled": True, "tailscale_serve": [{"port": 443}], "gateway_port": 8443}
-    inventory = studio.mac.inventory(**mine, inference_models=[MODEL])
-    words = ["sidecar", str(tmp_path / "chat"), "--inventory", str(inventory)]
-    done = subprocess.run(["boxwright", *words], capture_output=True, text=True, check=True, timeout=120)
+    mine = {"tailscale_enabled": True, "tailscale_serve": [{"port": 443}], "inference_models": [MODEL]}
+    done = studio.boxwright(tmp_path, "sidecar", str(tmp_path / "chat"), **mine)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{tmp_path}/chat/compose.tailscale.yml", f"{tmp_path}/chat/serve/serve.json"]
     assert f"mac has Colima of operator ({SOCKET})" in done.stderr
     assert f"DOCKER_HOST=unix://{SOCKET} docker compose --file compose.tailscale.yml up" in done.stderr
@@ -428,22 +440,23 @@ def test_on_a_mac_what_drifted_is_repaired(studio):
     assert studio.apply()[1] == 2
     assert studio.inspect()["Id"] == before
     # Another environment is another container.
-    assert studio.apply(openwebui_environment={"WEBUI_NAME": "ours"})[1]
+    ours = {"openwebui_environment": {"WEBUI_NAME": "ours"}}
+    assert studio.apply(**ours)[1]
     assert studio.inspect()["Id"] != before
     assert "WEBUI_NAME=ours" in studio.inspect()["Config"]["Env"]
-    assert studio.apply()[1]
-    assert studio.apply()[1] == 0
+    assert studio.apply(**ours)[1] == 0
 
 
-def test_on_a_mac_a_runtime_that_is_off_is_refused_and_nothing_is_removed(studio):
+def test_on_a_mac_a_runtime_that_is_off_is_refused_and_nothing_is_removed(studio, tmp_path):
     studio.colima.stop()
     try:
-        (found,) = studio.runtimes()
-        assert found.state == "silent"
-        problem = container.runtime(studio.box(), replace(STUDIO, container_runtimes=(found,)))
-        assert problem.code == "BW125"
-        assert "`colima start` as operator" in problem.help
-        assert SOCKET in problem.message
+        assert [found.state for found in studio.runtimes()] == ["silent"]
+        planned = studio.boxwright(tmp_path, "plan", "--json", openwebui_run="container", inference_engine="none")
+        assert planned.returncode == 2, planned.stderr
+        (problem,) = json.loads(planned.stdout)["problems"]
+        assert (problem["code"], problem["variable"]) == ("BW125", "host_container_socket")
+        assert "`colima start` as operator" in problem["help"]
+        assert SOCKET in problem["message"]
         refused = studio.remove(purge=True)
         assert not refused.ok
         assert f"unix://{SOCKET}" in refused.printed

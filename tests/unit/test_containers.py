@@ -29,7 +29,7 @@ from boxwright.preflight import Machine, Need, examine
 from boxwright.settings import parse_box
 from boxwright.templates import render
 from roles.gateway import caddy
-from roles.openwebui import container
+from roles.openwebui import container, native
 from roles.openwebui import tasks as openwebui
 from roles.openwebui.environment import environment
 from roles.registry import Box
@@ -391,3 +391,87 @@ def test_the_sockets_of_a_mac_are_found_and_asked(top: Path) -> None:
     assert all(one.owner for one in found)
     assert "connect" in found[2].said.lower()
     assert kind_of(str(link)) == ("podman", "")
+
+
+# Which engine the steps ask
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The steps of the role, none of which is done: name, and the socket that it asks, empty for the box's own."""
+    done: list[tuple[str, str]] = []
+
+    def step(*words: Any, name: str = "", **arguments: Any) -> None:
+        done.append((name, arguments.get("_env", {}).get("DOCKER_HOST", "").removeprefix("unix://")))
+
+    for module in (container.docker, container.files, container.client):
+        for called in ("image", "image_absent", "network", "network_absent", "compose_project", "compose_absent"):
+            if hasattr(module, called):
+                monkeypatch.setattr(module, called, step)
+    for called in ("content", "directory", "absent"):
+        monkeypatch.setattr(container.files, called, step)
+    monkeypatch.setattr(container.client, "client", lambda role: step(name=f"{role}: client"))
+    monkeypatch.setattr(container.client, "client_absent", lambda role: step(name=f"{role}: no client"))
+    for called in ("install", "configure", "activate", "remove"):
+        monkeypatch.setattr(native, called, lambda *words, called=called, **more: step(name=f"native: {called}"))
+    return done
+
+
+class Target:
+    """The host of a run: keeps what is said of it, and has a Compose file."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.said = text, ""
+
+    def get_fact(self, fact: object, path: str) -> str:
+        return self.text
+
+    def log(self, words: str, *how: object) -> None:
+        self.said += words
+
+
+def test_the_runtime_is_asked_and_its_container_is_in_no_other(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, str]]
+) -> None:
+    monkeypatch.setattr(container, "target", target := Target(""))
+    machine = replace(MAC, container_runtimes=(COLIMAS, ORBS, OFF))
+    openwebui.apply(in_a_container(host_container_socket=ORBS.socket), machine)
+    asked = [(name, where) for name, where in steps if where]
+    assert [where for _, where in asked] == [ORBS.socket, COLIMAS.socket, ORBS.socket]
+    assert asked[1][0] == f"openwebui: no container in {COLIMAS}"
+    assert asked[2][0] == "openwebui: running"
+    assert "openwebui: network" not in dict(steps)
+    assert "before eve has signed in" in target.said
+
+
+def test_on_linux_the_boxs_own_engine_is_asked(steps: list[tuple[str, str]]) -> None:
+    linux = replace(MAC, kernel="Linux", distribution="debian", release="13", systemd=True)
+    openwebui.apply(a_box("linux"), linux)
+    assert {where for _, where in steps} == {""}
+    assert "openwebui: network" in dict(steps)
+    assert "openwebui: client" not in dict(steps)
+
+
+@pytest.mark.parametrize("text", [f"x-boxwright:\n  socket: {ORBS.socket}\n", "name: openwebui\n"])
+def test_what_is_changed_over_from_goes_before_its_port_is_needed(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, str]], text: str
+) -> None:
+    monkeypatch.setattr(container, "target", Target(text))
+    there = replace(MAC, files=frozenset({container.COMPOSE, native.BASE}), container_runtimes=(COLIMAS,))
+    openwebui.apply(a_box(host_container_socket=ORBS.socket), there)
+    names = [name for name, _ in steps]
+    # Where it was started, which the Compose file says, else the variable.
+    assert dict(steps)["openwebui: remove the containers"] == ORBS.socket
+    assert names.index("openwebui: remove the project") < names.index("native: activate")
+    steps.clear()
+    openwebui.apply(in_a_container(), there)
+    names = [name for name, _ in steps]
+    assert names.index("native: remove") < names.index("openwebui: running")
+
+
+def test_without_a_project_no_runtime_is_asked_when_it_is_removed(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, str]]
+) -> None:
+    monkeypatch.setattr(container, "target", Target(""))
+    openwebui.remove(a_box(), purge=True)
+    assert [name for name, _ in steps] == ["native: remove"]
