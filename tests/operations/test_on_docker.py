@@ -4,12 +4,12 @@ import json
 import os
 import shlex
 import subprocess
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from harness import asked_of, run
+from kit import eventually
 from machine import Machine
 
 from boxwright.facts.containers import ContainerRuntimes
@@ -308,14 +308,6 @@ SECRETS = {
     "openwebui_engine_key": "an-engine-key-of-the-tests-0123",
 }
 STUDIO = Preflight("Darwin", "arm64", "macos", "26.1", systemd=False, memory=2**36, disk_free=2**38)
-
-
-def eventually(what, holds):
-    """Until it holds, for half a minute at most."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 class Studio:
