@@ -100,6 +100,8 @@ def full_reference(reference: str) -> str:
 class Download:
     """A file to fetch: published at `url`, `size` bytes with digest `sha256`; `licence` is an SPDX expression.
 
+    `size` is 0 where nobody tells it: then it is not compared, and room for the file is not looked for.
+
     `token` is what its publisher wants as `Authorization: Bearer`; no mirror is told.
     Where a publisher tells SHA-512 alone, that is given as `sha512` in place of the other.
     """

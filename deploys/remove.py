@@ -23,6 +23,7 @@ from roles.ollama import tasks as ollama
 from roles.openwebui import tasks as openwebui
 from roles.postgresql import tasks as postgresql
 from roles.power import tasks as power
+from roles.qdrant import tasks as qdrant
 from roles.redis import tasks as redis
 from roles.sshd import tasks as sshd
 from roles.tailscale import tasks as tailscale
@@ -41,7 +42,8 @@ firewall.uninstall(box, purge)  # fail2ban's bans end by the same program
 gateway.remove(box, purge)  # the door closes before what is behind it goes
 openwebui.remove(box, purge)
 api.remove(box, purge)
-redis.remove(box, purge)  # after who uses it
+qdrant.remove(box, purge)  # after who uses it
+redis.remove(box, purge)
 postgresql.remove(box, purge)
 inference.remove(box, purge)  # the watchdog before the engines
 llamacpp.remove(box, purge)

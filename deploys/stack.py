@@ -22,6 +22,7 @@ from roles.ollama import tasks as ollama
 from roles.openwebui import tasks as openwebui
 from roles.postgresql import tasks as postgresql
 from roles.power import tasks as power
+from roles.qdrant import tasks as qdrant
 from roles.redis import tasks as redis
 from roles.sshd import tasks as sshd
 from roles.tailscale import tasks as tailscale
@@ -30,7 +31,7 @@ from roles.vllm import tasks as vllm
 box = target.data.box
 # Refuses an unfit machine before anything is changed on it.
 engines = llamacpp.need(box) + ollama.need(box) + lmstudio.need(box) + mlx.need(box) + vllm.need(box)
-platform = postgresql.need(box) + redis.need(box) + api.need(box)
+platform = postgresql.need(box) + redis.need(box) + qdrant.need(box) + api.need(box)
 ways = gateway.need(box) + openwebui.need(box) + tailscale.need(box) + cloudflared.need(box)
 machine = preflight.check(
     box, host.need(box) + power.need(box) + nvidia.need(box) + inference.need(box) + engines + platform + ways
@@ -60,6 +61,7 @@ mlx.activate(box)
 vllm.activate(box)
 postgresql.apply(box, machine)  # before the service that keeps its keys there
 redis.apply(box, machine)
+qdrant.apply(box, machine)
 api.apply(box, machine)  # when the engines answer, whose models it waits for
 openwebui.apply(box, machine)  # in a container it makes the network on which the gateway listens for it
 gateway.apply(box, machine)  # the door opens when there is something behind it

@@ -21,6 +21,7 @@ from roles.ollama.settings import OllamaSettings
 from roles.openwebui.settings import OpenwebuiSettings
 from roles.postgresql.settings import PostgresqlSettings
 from roles.power.settings import PowerSettings
+from roles.qdrant.settings import QdrantSettings
 from roles.redis.settings import RedisSettings
 from roles.sshd.settings import SshdSettings
 from roles.tailscale.settings import TailscaleSettings
@@ -43,6 +44,7 @@ class Box(BoxBase):
     vllm: VllmSettings
     postgresql: PostgresqlSettings
     redis: RedisSettings
+    qdrant: QdrantSettings
     api: ApiSettings
     openwebui: OpenwebuiSettings
     gateway: GatewaySettings

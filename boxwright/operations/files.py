@@ -293,12 +293,13 @@ def json_take_back(path: str) -> Commands:
     yield from _merge_json(path, {}, "0644", None, remove=True)
 
 
-# $1 path, $2 URL, $3 digest, $4 size, $5 owner, $6 mode, $7 name, $8 the published URL; a token for the publisher, or
-# nothing, comes on standard input.
+# $1 path, $2 URL, $3 digest, $4 size or nothing, $5 owner, $6 mode, $7 name, $8 the published URL; a token for the
+# publisher, or nothing, comes on standard input. A file whose size nobody knows is cut off at 1 GiB.
 _DOWNLOAD = """
 token=$(cat)
 path=$1 url=$2 wanted=$3 size=$4 owner=$5 mode=$6 name=$7 published=$8
 part=$path.part
+most=${size:-1073741824}
 mirrored=
 [ "$url" = "$published" ] || mirrored=" (the mirror of $published)"
 folder=$(dirname -- "$path")
@@ -319,9 +320,10 @@ if ! try_lock; then
     if [ ! -L "$path" ] && [ -f "$path" ] && [ "$(digest "$path")" = "$wanted" ]; then exit 0; fi
 fi
 if [ -L "$part" ] || { [ -e "$part" ] && [ ! -f "$part" ]; }; then rm -rf -- "$part" || exit 1; fi
-[ "$(bytes "$part")" -le "$size" ] || rm -f -- "$part"
+[ "$(bytes "$part")" -le "$most" ] || rm -f -- "$part"
 
 room() {
+    [ -n "$size" ] || return 0
     needed=$((size - $(bytes "$part")))
     free=$(($(df -Pk -- "$folder" | awk 'NR == 2 { print $4 }') * 1024))
     [ "$free" -ge "$needed" ] || fail "cannot fetch $name: it needs $needed bytes ($((needed / 1048576)) MiB) more, \\
@@ -329,14 +331,14 @@ and $folder has $free bytes ($((free / 1048576)) MiB) free"
 }
 fetch() {
     attempt=0
-    while [ "$(bytes "$part")" -lt "$size" ] || [ ! -e "$part" ]; do
+    while [ "$(bytes "$part")" -lt "$most" ] || [ ! -e "$part" ]; do
         attempt=$((attempt + 1))
         before=$(bytes "$part")
         # Given up when less than 1 KiB/s arrives for a minute; a file longer than it should be is cut off.
         # The token goes to no other host, also when the publisher sends us on to one.
         said=$({ [ -z "$token" ] || printf 'header = "Authorization: Bearer %s"\\n' "$token"; } |
             curl --config - --silent --show-error --fail --location --proto =http,https --proto-redir =http,https \\
-            --connect-timeout 20 --speed-limit 1024 --speed-time 60 --max-filesize "$size" \\
+            --connect-timeout 20 --speed-limit 1024 --speed-time 60 --max-filesize "$most" \\
             --continue-at - --output "$part" --write-out '%{stderr} status=%{http_code}' -- "$url" 2>&1)
         status=$?
         [ "$status" -ne 0 ] || return 0
@@ -351,7 +353,7 @@ fetch() {
         esac
         case $status in
             33 | 36) rm -f -- "$part" ;;  # the server cannot resume: once again from the start
-            63) rm -f -- "$part"; fail "cannot fetch $name: $url is larger than the $size bytes it should have" ;;
+            63) rm -f -- "$part"; fail "cannot fetch $name: $url is larger than the $most bytes it should have" ;;
             23) fail "cannot fetch $name: writing to $folder failed ($said)" ;;
             5 | 6 | 7 | 16 | 18 | 28 | 35 | 52 | 55 | 56 | 92) ;;  # the network: what has arrived is kept
             *) attempt=9 ;;
@@ -381,7 +383,7 @@ if [ "$found" != "$wanted" ]; then
     got=$(bytes "$part")
     rm -f -- "$part"
     fail "$name has the wrong checksum and was not used: $url
-  expected $kind $wanted ($size bytes)
+  expected $kind $wanted${size:+ ($size bytes)}
   found    $kind $found ($got bytes)"
 fi
 if [ -n "$owner" ]; then chown -- "$owner" "$part" || exit 1; fi
@@ -424,7 +426,7 @@ def fetch(
         return
     url = mirror.file_url(artifact.url) if mirror else artifact.url
     owner = _owner(user, group)
-    arguments = (path, url, artifact.digest, artifact.size, owner, f"{wanted:04o}", artifact.name, artifact.url)
+    arguments = (path, url, artifact.digest, artifact.size or "", owner, f"{wanted:04o}", artifact.name, artifact.url)
     yield script(ARRIVING + _DOWNLOAD, *arguments, stdin=artifact.token if url == artifact.url else "")
     yield script(IDENTITY + _REMEMBER, path, artifact.digest)
 

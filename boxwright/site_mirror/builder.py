@@ -132,7 +132,8 @@ class Site:
         remarks: list[str] = []
         for file in wanted.common.files:
             path = _path(file.url)
-            items[path] = Item("file", _called(file), path, file.url, file.digest, file.size, token=file.token)
+            size = file.size or self._size(path, file.digest, file.url)
+            items[path] = Item("file", _called(file), path, file.url, file.digest, size, token=file.token)
         for packages in wanted.common.packages:
             for item in self._repository(packages, remarks):
                 items.setdefault(item.path, item)
@@ -269,13 +270,14 @@ class Site:
             digest = info["archive_info"]["hashes"]["sha256"]
             name = info["url"].partition("#")[0].rpartition("/")[2].partition("?")[0]
             path = f"wheels/{unquote(name)}"
-            there = self.notes.right(path, digest)
-            size = (self.folder / path).stat().st_size if there else self._size(info["url"])
+            size = self._size(path, digest, info["url"])
             found.append(Item("wheel", f"{meta['name']} {meta['version']}", path, digest=digest, size=size))
         return found
 
-    def _size(self, url: str) -> int | None:
-        """What the server of `url` says of its size; None when it does not."""
+    def _size(self, path: str, digest: str, url: str) -> int | None:
+        """Of the right file that is there, else what the server of `url` says of it; None when it does not."""
+        if self.notes.right(path, digest):
+            return (self.folder / path).stat().st_size
         if url.startswith("file://"):
             return Path(unquote(url.removeprefix("file://"))).stat().st_size
         try:

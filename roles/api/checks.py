@@ -33,6 +33,12 @@ def secret_of(host: Any, instance: Any, path: str, *options: str) -> tuple[int, 
     return int(code), said
 
 
+def secrets(instance: Any, box: Any) -> tuple[Any, ...]:
+    """What nobody else may see."""
+    others = (box.redis.password, box.qdrant.api_key)
+    return (instance.admin_secret, instance.database_password, instance.pepper, *others)
+
+
 def test_running_and_enabled(host: Any, box: Any) -> None:
     """Each instance runs and starts at boot; one that is not declared is not there."""
     for instance in box.api.every_instance:
@@ -108,7 +114,7 @@ def test_secrets_are_for_root_alone(host: Any, box: Any) -> None:
             file = host.file(f"{folder}/{name}")
             assert (file.user, file.group, file.mode) == ("root", group, 0o600)
         said = host.check_output("ps -axww -o args=") + log(host, instance.unit)
-        for secret in (instance.admin_secret, instance.database_password, instance.pepper, box.redis.password):
+        for secret in secrets(instance, box):
             assert secret.get_secret_value() not in said
 
 
@@ -118,7 +124,7 @@ def test_no_secret_in_the_environment(host: Any, box: Any) -> None:
     for instance in box.api.instances:
         said = host.check_output(f"tr '\\0' '\\n' </proc/{process(host, instance.unit)}/environ")
         assert "BOXWRIGHT_API_SETTINGS" in said
-        for secret in (instance.admin_secret, instance.database_password, instance.pepper, box.redis.password):
+        for secret in secrets(instance, box):
             assert secret.get_secret_value() not in said
 
 

@@ -73,7 +73,7 @@ class KeyLimits(BaseModel):
 
 @dataclass(frozen=True)
 class Instance:
-    """One running service: its own account, unit, settings, secrets, database and prefix of keys in Redis."""
+    """One running service: its own account, unit, settings, secrets, database and prefix in Redis and Qdrant."""
 
     name: InstanceName
     port: int
@@ -95,6 +95,11 @@ class Instance:
     def redis_prefix(self) -> str:
         """What its keys in Redis begin with."""
         return f"bw-{self.name}:"
+
+    @property
+    def retrieval_prefix(self) -> str:
+        """What its collections in Qdrant begin with."""
+        return f"bw-{self.name}-"
 
 
 class ApiSettings(RoleSettings, prefix="api"):
@@ -133,6 +138,17 @@ class ApiSettings(RoleSettings, prefix="api"):
     engine_keys: dict[KeyName, Secret] = Field(
         {},
         description="Keys of engines by the names in `api_models`; those of the box's engines are known.",
+    )
+
+    # Passages.
+    retrieval_model: str = Field(
+        "",
+        description="Name of the offered model that turns text into vectors. With it, requests may ask for passages of "
+        "documents that were given to the service, which keeps them in Qdrant on the box. Empty: no request can.",
+        examples=["embedder"],
+    )
+    retrieval_passages: int = Field(
+        4, ge=1, le=50, description="Passages that are given to the model where a request does not say how many."
     )
 
     # Limits.
@@ -220,6 +236,11 @@ class ApiSettings(RoleSettings, prefix="api"):
         return self.enabled and self.store == "full"
 
     @property
+    def retrieves(self) -> bool:
+        """Whether it looks up passages."""
+        return self.enabled and bool(self.retrieval_model)
+
+    @property
     def processes(self) -> int:
         """The number of workers."""
         return self.workers or (2 if self.store == "full" else 1)
@@ -287,6 +308,26 @@ class ApiSettings(RoleSettings, prefix="api"):
                     f"`api_store` is full, but `{service}_enabled` is false",
                     f"remove `{service}_enabled`, or set `api_store: embedded`",
                 )
+
+        if self.retrieves:
+            yield from self._retrieval_problems(box)
+
+    def _retrieval_problems(self, box: Any) -> Iterable[Problem]:
+        """Something that turns text into vectors, and something that keeps them."""
+        able = [route.name for route in self.routes(box) if "embeddings" in route.offers]
+        if self.retrieval_model not in able:
+            known = ", ".join(f"`{name}`" for name in able) or "none"
+            yield self._problem(
+                "api_retrieval_model",
+                f"the API service offers no model `{self.retrieval_model}` for embeddings (it offers: {known})",
+                "name one that it offers, or declare one in `inference_models` with `kind: embedding`",
+            )
+        if not box.qdrant.runs(box):
+            yield self._problem(
+                "qdrant_enabled",
+                "`api_retrieval_model` is set, but `qdrant_enabled` is false",
+                "remove `qdrant_enabled`, or `api_retrieval_model`",
+            )
 
     def _problem(self, variable: str, message: str, help: str) -> Problem:
         return Problem(code="BW022", variable=variable, message=message, help=help)

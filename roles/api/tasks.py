@@ -120,11 +120,13 @@ def secrets(box: Box, instance: Instance) -> dict[str, str]:
     if settings.full:
         found["database_password"] = instance.database_password.get_secret_value()
         found["redis_password"] = box.redis.password.get_secret_value()
+    if settings.retrieves:
+        found["retrieval_key"] = box.qdrant.api_key.get_secret_value()
     return {name: text.strip() + "\n" for name, text in found.items()}
 
 
 # Every secret that there can be.
-SECRETS = ("peppers", "admin_secret", "engine_keys", "database_password", "redis_password")
+SECRETS = ("peppers", "admin_secret", "engine_keys", "database_password", "redis_password", "retrieval_key")
 
 
 def configuration(box: Box, instance: Instance) -> str:
@@ -157,8 +159,15 @@ def configuration(box: Box, instance: Instance) -> str:
         "max_tokens": settings.max_tokens,
         "usage_months": settings.usage_months,
         "spill": f"{data(instance)}/spill",
-        **settings.options,
     }
+    if settings.retrieves:
+        values["retrieval"] = {
+            "url": f"http://127.0.0.1:{box.qdrant.port}",
+            "model": settings.retrieval_model,
+            "prefix": instance.retrieval_prefix,
+            "passages": settings.retrieval_passages,
+        }
+    values |= settings.options
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
@@ -194,9 +203,9 @@ def _writes(instance: Instance) -> dict[str, tuple[Any, str]]:
 
 def _behind(box: Box) -> tuple[str, ...]:
     """What it builds on, for the order at boot."""
-    if not box.api.full:
-        return ()
-    return (f"{box.postgresql.unit}.service", f"{box.redis.unit}.service")
+    kept = (box.postgresql, box.redis) if box.api.full else ()
+    found = (box.qdrant,) if box.api.retrieves else ()
+    return tuple(f"{role.unit}.service" for role in (*kept, *found))
 
 
 def migration(box: Box, instance: Instance) -> Service:

@@ -306,6 +306,7 @@ class GatewaySettings(RoleSettings, prefix="gateway"):
             *engines,
             ("postgresql_port", box.postgresql.port, box.postgresql.runs(box)),
             ("redis_port", box.redis.port, box.redis.runs(box)),
+            ("qdrant_port", box.qdrant.port, box.qdrant.runs(box)),
             ("api_port", box.api.port, box.api.enabled),
             ("api_development_port", box.api.development_port, box.api.enabled and box.api.development),
         ):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit import LIGHT, REMOVE, Box, Lab, eventually, operations
+from kit import LIGHT, MODEL_ENTRY, REMOVE, Box, Lab, eventually, operations
+from qdrant_mirror import in_mirror
 
 pytestmark = pytest.mark.lab
 
@@ -19,6 +20,9 @@ LARGE: dict[str, Any] = {
     "api_store": "full",
     "api_development": True,
     "gateway_auth": "keys",
+    # The lab has one model for both.
+    "inference_models": [MODEL_ENTRY, {**MODEL_ENTRY, "name": "embedder", "kind": "embedding", "context": 256}],
+    "api_retrieval_model": "embedder",
 }
 PRODUCTION, DEVELOPMENT = "boxwright-api-production", "boxwright-api-development"
 QUESTION = {"model": "local-llm", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
@@ -32,7 +36,7 @@ def _small(lab: Lab) -> Box:
 
 @pytest.fixture(scope="module")
 def _large(lab: Lab) -> Box:
-    return lab.up("api-large", LARGE)
+    return lab.up("api-large", {**LARGE, **in_mirror()})
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def small(_small: Box) -> Box:
 
 @pytest.fixture
 def large(_large: Box) -> Box:
-    """PostgreSQL, Redis, two workers, Caddy in front; a second instance beside it."""
+    """PostgreSQL, Redis, Qdrant (a double), two workers, Caddy in front; a second instance beside it."""
     _large.settle()
     return _large
 
@@ -113,7 +117,8 @@ def test_a_key_opens_the_model_and_nothing_else_does(box: Box) -> None:
             assert answer.json()["error"]["code"] == "invalid_api_key"
     # Neither what the gateway itself would know.
     assert box.http("GET", "v1/models", auth=("boxwright", box.secrets["gateway_password"])).status_code == 401
-    assert [model["id"] for model in ask(box, key, "v1/models").json()["data"]] == ["local-llm"]
+    offered = {model["id"] for model in ask(box, key, "v1/models").json()["data"]}
+    assert offered == {model["name"] for model in box.variables.get("inference_models", [MODEL_ENTRY])}
     answer = ask(box, key)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"]
@@ -182,6 +187,40 @@ def test_an_experiment_has_keys_of_its_own(large: Box) -> None:
     assert "experimenter" in [one["owner"] for one in keys(large, 8010)]
 
 
+# Passages
+
+
+def passages(box: Box) -> set[str]:
+    """Every collection in Qdrant, asked as the service asks."""
+    text = (
+        'printf \'header = "api-key: %s"\' "$(cat /etc/boxwright/api/production/retrieval_key)" | '
+        "curl --config - --silent --show-error --fail --noproxy '*' http://127.0.0.1:6333/collections"
+    )
+    return {one["name"] for one in json.loads(box.sh(text))["result"]["collections"]}
+
+
+def test_the_service_has_what_opens_qdrant(large: Box) -> None:
+    assert isinstance(passages(large), set)
+    told = json.loads(large.sh("cat /etc/boxwright/api/production.json"))["retrieval"]
+    assert (told["url"], told["model"], told["prefix"]) == ("http://127.0.0.1:6333", "embedder", "bw-production-")
+    other = json.loads(large.sh("cat /etc/boxwright/api/development.json"))["retrieval"]
+    assert other["prefix"] == "bw-development-"
+
+
+def test_without_passages_qdrant_goes_and_what_it_held_stays(large: Box) -> None:
+    large.settled = False
+    plain = large.with_variables("no-passages", api_retrieval_model=None)
+    assert large.changes(plain)
+    assert not large.succeeds("id boxwright-qdrant")
+    assert not large.succeeds("test -e /etc/boxwright/api/production/retrieval_key")
+    assert "retrieval" not in json.loads(large.sh("cat /etc/boxwright/api/production.json"))
+    assert large.succeeds("test -d /var/lib/boxwright/qdrant/storage")
+    assert ready(large)
+    assert large.changes(plain) == []
+    large.settle()
+    assert isinstance(passages(large), set)
+
+
 # Drift and accidents
 
 
@@ -242,7 +281,7 @@ def test_no_secret_is_seen_by_others(box: Box) -> None:
     said = box.sh("cat /proc/[0-9]*/cmdline | tr '\\0' ' '; journalctl --no-pager --output cat -u 'boxwright-*'")
     said += box.sh(f"tr '\\0' '\\n' </proc/{box.pid(PRODUCTION)}/environ")
     for name, value in box.secrets.items():
-        if name.startswith(("api_", "redis_")):
+        if name.startswith(("api_", "redis_", "qdrant_")):
             assert value not in said, name
     assert "bw_" not in re.sub(r"bw_AAAAAAAA", "", said)
     assert box.sh("runuser -u nobody -- cat /etc/boxwright/api/production.json 2>&1", check=False).endswith(

@@ -20,7 +20,7 @@ PREPARED = ("destroy", "syntax", "create", "prepare", *_AFTER)
 SCENARIOS = {
     "default": ("destroy", "syntax", "create", "converge", "idempotence", "verify", "destroy"),
     "gateway": WITH_SIDE_EFFECT,
-    "api": WITH_SIDE_EFFECT,
+    "api": PREPARED,
     "ollama": WITH_SIDE_EFFECT,
     "lmstudio": PREPARED,
     "mlx": PREPARED,

@@ -136,6 +136,21 @@ def test_fetched_once(fetch, server, folder):
     assert (again.changed, len(again.asked), len(server.requests)) == ([False], 1, 1)
 
 
+def test_a_file_whose_size_nobody_tells(fetch, server, folder):
+    """It is continued and compared all the same."""
+    server.cut = [len(BODY) // 2]
+    assert fetch(size=0).changed == [True]
+    assert fetch.path.read_bytes() == BODY
+    assert len(server.requests) == 2
+    again = fetch(size=0)
+    assert (again.changed, len(again.asked)) == ([False], 1)
+    fetch.path.unlink()
+    wrong = fetch(body=BODY[1:], size=0)
+    assert not wrong.ok
+    assert f"expected sha256 {hashlib.sha256(BODY[1:]).hexdigest()}\n" in wrong.printed
+    assert [path for path in folder.iterdir() if path != note_of(fetch.path)] == []
+
+
 def test_how_far_it_is_is_said_while_it_takes_its_time(fetch, server):
     """By the script itself, so that it is also seen over a slow line; and it ends with it."""
     server.pauses = threading.Event()

@@ -136,6 +136,16 @@ def place(folder, url):
     return folder / url.removeprefix("http://")
 
 
+def test_a_size_that_is_not_known_is_asked_for(publisher, tmp_path):
+    """The publisher's server tells it."""
+    file = replace(publisher.put("program.tar.gz", MODEL), size=0)
+    plan, fetched = fill(tmp_path / "mirror", of_files(file))
+    assert (plan.items[0].size, fetched) == (len(MODEL), 1)
+    assert place(tmp_path / "mirror", file.url).read_bytes() == MODEL
+    plan, fetched = fill(tmp_path / "mirror", of_files(file))
+    assert (plan.items[0].size, fetched) == (len(MODEL), 0)
+
+
 def test_sizes_are_said_before_anything_is_written(publisher, repository, tmp_path):
     file = publisher.put("models/tiny.gguf", MODEL)
     wanted = Wanted(Supply(files=(file,), packages=(Packages(repository, ("sample-tool",), "amd64"),)))
