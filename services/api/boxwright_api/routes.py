@@ -95,7 +95,7 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
                     "required": True,
                     "content": {"application/json": {"schema": refs[ASKED[offer], "validation"]}},
                 },
-                "responses": answers | _refusals(400, 401, 404, 408, 413, 429, 500, 502, 503, 504),
+                "responses": answers | _refusals(400, 401, 403, 404, 408, 413, 429, 500, 502, 503, 504),
             }
         }
     many = {"type": "object", "properties": {"data": {"type": "array", "items": {"$ref": _schema("Model")}}}}
