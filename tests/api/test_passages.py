@@ -852,5 +852,6 @@ def test_answers_are_as_described(service: Served, mode: GenerationMode) -> None
     operations = [found.ok() for found in schema.get_all_operations()]
     mine = [one for one in operations if one.path.startswith("/admin/collections") or one.path == CHAT]
     assert len(mine) == 6
+    assert "x-boxwright-passages" in schema.raw_schema["paths"][CHAT]["post"]["responses"]["200"]["headers"]
     for operation in mine:
         holds(operation, mode, "admin" if operation.path.startswith("/admin") else "reader")
