@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of silence: ssh's own time to connect, the login, and a sum over many rows.
 TIMEOUT = 90.0
+# The same where a model reads a book.
+LONG = 3600.0
 _LARGEST = 64 * 1024**2
 
 
@@ -59,8 +61,14 @@ class _Line(http.client.HTTPConnection):
                 stderr=self._said,
                 start_new_session=True,  # no terminal: ssh must not open /dev/tty
             )
-        ours.settimeout(TIMEOUT)
+        ours.settimeout(self.timeout)
         self.sock = ours
+
+    def patience(self, seconds: float) -> None:
+        """Wait so long for an answer from now on."""
+        self.timeout = seconds
+        if self.sock is not None:
+            self.sock.settimeout(seconds)
 
     def end(self) -> None:
         """Close the connection for good. Not `close`, which http.client calls before one could ask why it broke."""
@@ -91,13 +99,14 @@ class _Line(http.client.HTTPConnection):
 class AdminApi:
     """The admin API of one host's service. Use as a context manager. Methods raise BoxwrightError.
 
-    `development` is the second instance. Raises Refused when the settings have no such service.
+    `development` is the second instance; `look` the command that tells whether something was done. Raises Refused when
+    the settings have no such service.
     """
 
-    def __init__(self, host: InventoryHost, *, development: bool = False) -> None:
+    def __init__(self, host: InventoryHost, *, development: bool = False, look: str = "boxwright key list") -> None:
         box: Any = host.box  # the roles are not known to this package
         api = box.api
-        self.host, self.development = host, development
+        self.host, self.development, self._look_for = host, development, look
         # Whether it was asked for something whose answer has not come.
         self.pending = False
         if not api.enabled:
@@ -149,7 +158,7 @@ class AdminApi:
         return self._one("POST", "/admin/keys", {"owner": owner, **more})
 
     def change(self, id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Change `owner`, `expires_at`, `models` or `limits` of a key."""
+        """Change `owner`, `expires_at`, `models`, `collections` or `limits` of a key."""
         return self._one("PATCH", f"/admin/keys/{quote(id)}", changes)
 
     def rotate(self, id: str, overlap: float) -> dict[str, Any]:
@@ -168,6 +177,26 @@ class AdminApi:
         """The newest entries of the audit log first: `limit` and `before`."""
         return self._rows("GET", f"/admin/audit?{urlencode(query)}")
 
+    def collections(self) -> list[dict[str, Any]]:
+        """All collections of documents, with counts."""
+        return self._rows("GET", "/admin/collections")
+
+    def documents(self, collection: str) -> list[dict[str, Any]]:
+        """The documents of a collection."""
+        return self._rows("GET", f"{_collection(collection)}/documents")
+
+    def put_document(self, collection: str, name: str, text: bytes) -> dict[str, Any]:
+        """Add a document, or replace it."""
+        return self._one("PUT", f"{_collection(collection)}/documents/{quote(name, safe='')}", text, "name")
+
+    def remove_document(self, collection: str, name: str) -> None:
+        """Take a document away."""
+        self._one("DELETE", f"{_collection(collection)}/documents/{quote(name, safe='')}", None, "name")
+
+    def remove_collection(self, collection: str) -> None:
+        """Take a collection away, with its documents."""
+        self._one("DELETE", _collection(collection), None, "name")
+
     # How it is asked
 
     def _rows(self, method: str, path: str) -> list[dict[str, Any]]:
@@ -176,22 +205,28 @@ class AdminApi:
             raise self._strange(f"no list for {method} {path}")
         return found
 
-    def _one(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _one(
+        self, method: str, path: str, body: Mapping[str, Any] | bytes | None, member: str = "id"
+    ) -> dict[str, Any]:
         found = self._ask(method, path, body)
-        if not isinstance(found, dict) or "id" not in found:
-            raise self._strange(f"no key for {method} {path}")
+        if not isinstance(found, dict) or member not in found:
+            raise self._strange(f"no {member} for {method} {path}")
         return found
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | bytes | None = None) -> Any:
         headers: dict[str, str | bytes] = {
             "Authorization": self._bearer,
             "X-Boxwright-Actor": actor(),
         }
-        if body is not None:
+        if isinstance(body, bytes):
+            headers["Content-Type"] = "text/plain; charset=utf-8"
+            self._line.patience(LONG)
+        elif body is not None:
             headers["Content-Type"] = "application/json"
+            body = json.dumps(body).encode()
         self.pending = method != "GET"
         try:
-            self._line.request(method, path, None if body is None else json.dumps(body), headers)
+            self._line.request(method, path, body, headers)
             answer = self._line.getresponse()
             text = answer.read(_LARGEST)
         except (OSError, http.client.HTTPException) as error:
@@ -228,7 +263,7 @@ class AdminApi:
                     message=f"the API service of {name} gave no answer ({said or _named(error)}); "
                     "whether it did what it was asked for is not known",
                     host=name,
-                    help="boxwright key list    (revoke a key that is new there: nobody has it)",
+                    help=self._look_for,
                 )
             )
         if code == 255:  # ssh(1): an error of ssh itself
@@ -280,6 +315,10 @@ class AdminApi:
     def _refused(self, code: str, message: str, variable: str | None, help: str | None) -> Refused:
         problem = Problem(code=code, message=message, variable=variable, help=help)
         return Refused(located(problem, self.host.name, self.host.locate))
+
+
+def _collection(name: str) -> str:
+    return f"/admin/collections/{quote(name, safe='')}"
 
 
 def actor() -> str:

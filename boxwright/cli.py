@@ -25,16 +25,20 @@ STACK, REMOVE = "deploys/stack.py", "deploys/remove.py"
 
 
 class _Commands(click.Group):
-    """The top group; `caddy`, `key`, `lab`, `mirror` and `token` are read only when they are named or listed."""
+    """The top group; those that are added here are read only when they are named or listed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), "caddy", "key", "lab", "mirror", "token"]
+        return [*super().list_commands(ctx), "caddy", "document", "key", "lab", "mirror", "token"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "caddy":
             from boxwright.caddy_build.cli import caddy
 
             return caddy
+        if cmd_name == "document":
+            from boxwright.document_cli import document
+
+            return document
         if cmd_name == "key":
             from boxwright.key_cli import key
 

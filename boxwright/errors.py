@@ -53,7 +53,7 @@ CODES: dict[str, str] = {
     "BW033": "The vault password file cannot be read.",
     "BW040": "A token of the gateway is asked for that is not there, is there already, or is managed elsewhere.",
     "BW041": "`boxwright explain` was asked about something that is none of boxwright's words.",
-    "BW042": "`boxwright key` is for the API service, which is not switched on for the host.",
+    "BW042": "`boxwright key` or `boxwright document` is for the API service, which is not switched on for the host.",
     "BW100": "A connection variable is wrong, or asks for something that boxwright cannot do.",
     "BW101": "The SSH host key of a box is not known.",
     "BW102": "The SSH host key of a box is not the one that is known.",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxwright import key_text, times
-from boxwright.cli import INVENTORY_OPTIONS, options_of
+from boxwright.api_cli import JSON, TARGET, service
+from boxwright.api_cli import show as show_answer
+from boxwright.cli import options_of
 
 if TYPE_CHECKING:
     from boxwright.api_admin import AdminApi
@@ -96,10 +98,6 @@ def _limit_options(rest: str) -> Callable[[Any], Any]:
 ID = click.argument("id", type=_Words("ID", _id))
 _EXPIRES = _Words("WHEN", _expiry)
 _TIME = _Words("WHEN", lambda text: times.before(text, _now()))
-_TARGET = options_of(
-    INVENTORY_OPTIONS, click.option("--development", is_flag=True, help="Of the development instance.")
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, on standard output.")
 
 
 @click.group(name="key")
@@ -114,9 +112,18 @@ def key() -> None:
 @click.argument("owner", type=_Words("OWNER", _owner))
 @click.option("--expires", type=_EXPIRES, help="For how long it is accepted, or its last day. Left out: for ever.")
 @click.option("--model", "models", metavar="NAME", multiple=True, help="Only this model; repeatable. Left out: all.")
+@click.option(
+    "--collection",
+    "collections",
+    metavar="NAME",
+    multiple=True,
+    help="It may ask for passages of the documents of this collection; repeatable. Left out: of none.",
+)
 @_limit_options(".")
-@_TARGET
-def add(owner: str, expires: datetime | None, models: tuple[str, ...], **rest: Any) -> None:
+@TARGET
+def add(
+    owner: str, expires: datetime | None, models: tuple[str, ...], collections: tuple[str, ...], **rest: Any
+) -> None:
     """Make a key for OWNER and print it, once, alone on standard output."""
     limits, target = _parted(rest)
     body: dict[str, Any] = {}
@@ -124,6 +131,8 @@ def add(owner: str, expires: datetime | None, models: tuple[str, ...], **rest: A
         body["expires_at"] = times.written(expires)
     if models:
         body["models"] = list(dict.fromkeys(models))
+    if collections:
+        body["collections"] = list(dict.fromkeys(collections))
     if limits := {name: value for name, value in limits.items() if value is not None}:
         body["limits"] = limits
     with _api(**target) as api:
@@ -144,7 +153,7 @@ def add(owner: str, expires: datetime | None, models: tuple[str, ...], **rest: A
     show_default=True,
     help="How much longer the old secret is accepted; 0h: not at all.",
 )
-@_TARGET
+@TARGET
 def rotate(id: str, overlap: timedelta, **target: Any) -> None:
     """Give the key ID another secret and print it; the old one is accepted for a while."""
     with _api(**target) as api:
@@ -157,7 +166,7 @@ def rotate(id: str, overlap: timedelta, **target: Any) -> None:
 
 @key.command()
 @ID
-@_TARGET
+@TARGET
 def revoke(id: str, **target: Any) -> None:
     """Refuse the key ID from now on, for good. Answers that were begun with it are not cut."""
     with _api(**target) as api:
@@ -175,8 +184,12 @@ def revoke(id: str, **target: Any) -> None:
 @click.option("--expires", type=_EXPIRES, help="For how long from now it is accepted, or its last day; never.")
 @click.option("--model", "models", metavar="NAME", multiple=True, help="Only this model; repeatable.")
 @click.option("--all-models", is_flag=True, help="Every model.")
+@click.option(
+    "--collection", "collections", metavar="NAME", multiple=True, help="Passages of this collection alone; repeatable."
+)
+@click.option("--no-collections", is_flag=True, help="No passages of any collection.")
 @_limit_options("; none: the service's default.")
-@_TARGET
+@TARGET
 @click.pass_context
 def set_(
     ctx: click.Context,
@@ -186,12 +199,16 @@ def set_(
     expires: datetime | None,
     models: tuple[str, ...],
     all_models: bool,
+    collections: tuple[str, ...],
+    no_collections: bool,
     **rest: Any,
 ) -> None:
     """Change the key ID: only what is named. Its secret stays."""
     limits, target = _parted(rest)
     if models and all_models:
         raise click.UsageError("--model and --all-models exclude each other")
+    if collections and no_collections:
+        raise click.UsageError("--collection and --no-collections exclude each other")
 
     def given(name: str) -> bool:
         return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
@@ -201,10 +218,12 @@ def set_(
         changes["expires_at"] = times.written(expires) if expires else None
     if models or all_models:
         changes["models"] = list(dict.fromkeys(models)) or None
+    if collections or no_collections:
+        changes["collections"] = list(dict.fromkeys(collections))
     if new_limits := {name: value for name, value in limits.items() if given(name)}:
         changes["limits"] = new_limits
     if not changes:
-        raise click.UsageError("nothing to change: name --owner, --expires, --model or a limit")
+        raise click.UsageError("nothing to change: name --owner, --expires, --model, --collection or a limit")
     with _api(**target) as api:
         _usable(api, id)
         now = api.change(id, changes)
@@ -212,26 +231,26 @@ def set_(
 
 
 @key.command(name="list")
-@_TARGET
-@_JSON
+@TARGET
+@JSON
 def list_(as_json: bool, **target: Any) -> None:
     """List the keys; never their secrets."""
     with _api(**target) as api:
         found = sorted(api.all(), key=lambda known: key_text.STATES.index(key_text.state(known)))
-    _show([key_text.described(known) for known in found], as_json, key_text.keys_table(found))
+    show_answer([key_text.described(known) for known in found], as_json, key_text.keys_table(found))
     if not found:
         click.echo("there are no keys; boxwright key add OWNER makes one", err=True)
 
 
 @key.command()
 @ID
-@_TARGET
-@_JSON
+@TARGET
+@JSON
 def show(id: str, as_json: bool, **target: Any) -> None:
     """Show what the key ID may do; never its secret."""
     with _api(**target) as api:
         known = api.key(id)
-    _show(key_text.described(known), as_json, key_text.key_lines(known))
+    show_answer(key_text.described(known), as_json, key_text.key_lines(known))
 
 
 @key.command()
@@ -248,8 +267,8 @@ def show(id: str, as_json: bool, **target: Any) -> None:
     flag_value="-",
     help="Tokens over time as a picture: in the terminal, or as FILE.svg.",
 )
-@_TARGET
-@_JSON
+@TARGET
+@JSON
 def usage(
     since: datetime,
     until: datetime | None,
@@ -283,7 +302,7 @@ def usage(
             raise click.UsageError(str(error)) from None
         _plot(drawn, plot)
         return
-    _show(rows, as_json, key_text.usage_table(rows, span))
+    show_answer(rows, as_json, key_text.usage_table(rows, span))
     between = f"{api.host.name}, {times.shown(since)} to {times.shown(end)}"
     click.echo(between if rows else f"{between}: no request", err=True)
 
@@ -291,38 +310,21 @@ def usage(
 @key.command()
 @click.option("--entries", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many at most.")
 @click.option("--before", type=_TIME, help="Only older ones.")
-@_TARGET
-@_JSON
+@TARGET
+@JSON
 def audit(entries: int, before: datetime | None, as_json: bool, **target: Any) -> None:
     """Show who did what to the keys, the newest first."""
     query = {"limit": str(entries)} | ({"before": times.written(before)} if before else {})
     with _api(**target) as api:
         found = api.audit(**query)
-    _show(found, as_json, key_text.audit_table(found))
+    show_answer(found, as_json, key_text.audit_table(found))
 
 
 # The service
 
 
-@contextmanager
-def _api(inventory: Path | None, limit: str | None, development: bool) -> Iterator[AdminApi]:
-    from boxwright.api_admin import AdminApi
-    from boxwright.errors import Problem, Refused
-    from boxwright.inventory import load
-
-    hosts = load(inventory, limit=limit)
-    if len(hosts) > 1:
-        names = ", ".join(host.name for host in hosts)
-        raise Refused(
-            Problem(code="BW006", message=f"there are several hosts: {names}", help="choose one with --limit")
-        )
-    with AdminApi(hosts[0], development=development) as api:
-        try:
-            yield api
-        except KeyboardInterrupt:
-            if api.pending:
-                click.echo("whether that was done is not known: boxwright key list", err=True)
-            raise
+def _api(**target: Any) -> AbstractContextManager[AdminApi]:
+    return service(**target, look="boxwright key list    (revoke a key that is new there: nobody has it)")
 
 
 def _usable(api: AdminApi, id: str) -> dict[str, Any]:
@@ -370,13 +372,6 @@ def _print(api: AdminApi, made: Mapping[str, Any], words: str) -> None:
 
 
 # What is printed
-
-
-def _show(found: Any, as_json: bool, lines: list[str]) -> None:
-    import json
-
-    for line in [json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines:
-        click.echo(line)
 
 
 def _plot(drawn: Chart, file: str) -> None:

@@ -45,7 +45,9 @@ def terms(known: Mapping[str, Any]) -> str:
     """What a key may do, in one line."""
     expires = _time(known.get("expires_at"))
     until = f"until {times.shown(expires)}" if expires else "for ever"
-    return f"{until}; models: {_models(known)}; limits: {_limits(known)}"
+    collections = _collections(known)
+    passages = "" if collections == "none" else f"passages of: {collections}; "
+    return f"{until}; models: {_models(known)}; {passages}limits: {_limits(known)}"
 
 
 def keys_table(found: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -70,6 +72,7 @@ def key_lines(known: Mapping[str, Any]) -> list[str]:
         "revoked": moment(known.get("revoked_at")),
         "old secret accepted until": moment(known.get("old_until")),
         "models": _models(known),
+        "passages of": _collections(known),
         **{f"limit: {short}": str(own.get(name) or "default") for name, short in LIMITS.items()},
     }
     return [f"{name}: {clean(value)}" for name, value in lines.items()]
@@ -99,6 +102,10 @@ def _time(text: str | None) -> datetime | None:
 def _models(known: Mapping[str, Any]) -> str:
     models = known.get("models")
     return "all" if models is None else ", ".join(models) or "none"
+
+
+def _collections(known: Mapping[str, Any]) -> str:
+    return ", ".join(known.get("collections") or ()) or "none"
 
 
 def _limits(known: Mapping[str, Any]) -> str:

@@ -15,16 +15,18 @@ from boxwright_api.settings import Settings
 SECRET = "bw_testkey1_" + "s" * 43
 
 
-def key(id: str = "testkey1", models: tuple[str, ...] | None = None) -> Key:
-    """A key that may use these models."""
-    return Key(id=id, owner="tests", digest=b"", pepper=1, created_at=datetime.now(UTC), models=models)
+def key(id: str = "testkey1", models: tuple[str, ...] | None = None, collections: tuple[str, ...] = ()) -> Key:
+    """A key that may use these models, and passages of these collections."""
+    now = datetime.now(UTC)
+    return Key(id=id, owner="tests", digest=b"", pepper=1, created_at=now, models=models, collections=collections)
 
 
 class MemoryStore:
-    """Keeps nothing; `up` is whether it answers."""
+    """Keeps the audit log alone; `up` is whether it answers."""
 
     def __init__(self) -> None:
         self.up = True
+        self.entries: list[AuditEntry] = []
 
     async def start(self, changed: Callable[[str | None], None]) -> None: ...
     async def close(self) -> None: ...
@@ -42,7 +44,11 @@ class MemoryStore:
     async def usage(self, since: datetime, until: datetime, span: Span, key_id: str | None = None) -> list[UsageSum]:
         return []
 
-    async def write_audit(self, entry: AuditEntry) -> None: ...
+    async def write_audit(self, entry: AuditEntry) -> None:
+        if not self.up:
+            raise StoreUnavailable
+        self.entries.append(entry)
+
     async def audit(self, limit: int = 100, before: datetime | None = None) -> list[AuditEntry]:
         return []
 

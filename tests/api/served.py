@@ -15,6 +15,7 @@ from boxwright_api.app import create_app
 from boxwright_api.records import UsageRow
 from boxwright_api.settings import Settings
 from doubles import SECRET, MemoryParts, parts
+from fastapi import APIRouter
 from stub_engine import StubEngine
 
 KEY = {"Authorization": f"Bearer {SECRET}"}
@@ -40,9 +41,9 @@ def settings(engine: StubEngine, **changes: Any) -> Settings:
 class Served:
     """It runs in a thread, with the server that production has."""
 
-    def __init__(self, made: MemoryParts) -> None:
+    def __init__(self, made: MemoryParts, *routers: APIRouter) -> None:
         self.parts = made
-        self.app = create_app(made)
+        self.app = create_app(made, *routers)
         self.server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
@@ -109,9 +110,9 @@ def until(true: Any, timeout: float = 30) -> float:
 
 
 @contextmanager
-def served(engine: StubEngine, **changes: Any) -> Iterator[Served]:
+def served(engine: StubEngine, *routers: APIRouter, **changes: Any) -> Iterator[Served]:
     """The service in front of the stub; models are warm, and the stub has forgotten that."""
-    service = Served(parts(settings(engine, **changes)))
+    service = Served(parts(settings(engine, **changes)), *routers)
     with service:
         until(lambda: all(service.app.state.warmth.models.values()))
         engine.clear()

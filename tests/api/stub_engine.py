@@ -16,9 +16,11 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import re
 import struct
 import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
@@ -60,6 +62,10 @@ class Behaviour:
     tool: str = ""
     # Text that is thought before the answer.
     thinking: str = ""
+    # Numbers of a vector; more than 3: texts with the same words are near each other.
+    size: int = 3
+    # What is answered instead of an answer.
+    instead: Any = None
     # Extra headers of the answer.
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -263,6 +269,8 @@ class StubEngine:
                 request.transport.abort()
                 return web.Response()
             record.tokens_out = how.tokens
+            if how.instead is not None:
+                make = lambda: how.instead  # noqa: E731
             return web.Response(body=orjson.dumps(make()), content_type="application/json", headers=headers)
 
     async def _stream(
@@ -386,14 +394,14 @@ class StubEngine:
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         record, body, how = await self._begin(request)
         how = replace(how, tokens=0)
-        vectors = [_vector(text) for text in _texts(body.get("input"))]
+        vectors = [_vector(text, how.size) for text in _texts(body.get("input"))]
         packed = body.get("encoding_format") == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
             for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": record.tokens_in, "total_tokens": record.tokens_in}
-        answer = {"object": "list", "data": data, "model": record.model, "usage": usage}
+        answer = {"object": "list", "data": data, "model": record.model} | ({"usage": usage} if how.usage else {})
         return await self._answer(request, record, how, lambda: answer)
 
     async def _responses(self, request: web.Request) -> web.StreamResponse:
@@ -466,7 +474,7 @@ class StubEngine:
     async def _ollama_embed(self, request: web.Request) -> web.StreamResponse:
         record, body, how = await self._begin(request)
         how = replace(how, tokens=0)
-        vectors = [_vector(text) for text in _texts(body.get("input"))]
+        vectors = [_vector(text, how.size) for text in _texts(body.get("input"))]
         answer = {"model": record.model, "embeddings": vectors, "prompt_eval_count": record.tokens_in}
         return await self._answer(request, record, how, lambda: answer, ollama=True)
 
@@ -508,8 +516,13 @@ def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
-def _vector(text: str) -> list[float]:
-    return [len(text) / 8, 0.5, -0.25]
+def _vector(text: str, size: int) -> list[float]:
+    if size <= 3:
+        return [len(text) / 8, 0.5, -0.25][:size]
+    found = [0.01] * size
+    for word in re.findall(r"\w+", text.lower()):
+        found[zlib.crc32(word.encode()) % size] += 1.0
+    return found
 
 
 def _packed(vector: list[float]) -> str:

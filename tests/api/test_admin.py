@@ -87,6 +87,27 @@ async def opened(place: Place, store: Store | None = None) -> AsyncIterator[Offi
             yield Office(client, used, ring, place)
 
 
+async def test_collections_of_a_key(place: Place) -> None:
+    """None unless they are named; what is not named stays; the audit log has both."""
+    async with opened(place) as office:
+        none = await office.ask("POST", "/admin/keys", {"owner": "a"}, status=201)
+        assert none["collections"] == []
+        asked = {"owner": "b", "collections": ["manuals", "faq", "manuals"]}
+        made = await office.ask("POST", "/admin/keys", asked, status=201)
+        path = f"/admin/keys/{made['id']}"
+        assert made["collections"] == ["manuals", "faq"]
+        assert (await office.ask("PATCH", path, {"owner": "c"}))["collections"] == ["manuals", "faq"]
+        assert (await office.ask("PATCH", path, {"collections": ["faq"]}))["collections"] == ["faq"]
+        assert (await office.ask("GET", path))["collections"] == ["faq"]
+        assert (await office.ask("PATCH", path, {"collections": []}))["collections"] == []
+        entries = await office.ask("GET", "/admin/audit")
+        assert [entry["details"] for entry in entries][:2] == [
+            {"before": {"collections": ["faq"]}, "after": {"collections": []}},
+            {"before": {"collections": ["manuals", "faq"]}, "after": {"collections": ["faq"]}},
+        ]
+        assert entries[3]["details"]["collections"] == ["manuals", "faq", "manuals"]
+
+
 async def test_a_key_from_its_making_to_its_end(place: Place) -> None:
     """It is made, shown without its secret, changed, rotated with an overlap, revoked; each is in the audit log."""
     async with opened(place) as office:
@@ -251,6 +272,12 @@ async def test_a_key_of_a_client_opens_nothing(place: Place) -> None:
         ({"owner": "a", "expires_at": "4070908800"}, "expires_at"),
         ({"owner": "a", "expires_at": "tomorrow"}, "expires_at"),
         ({"owner": "a", "models": []}, "models"),
+        ({"owner": "a", "collections": None}, "collections"),
+        ({"owner": "a", "collections": "manuals"}, "collections"),
+        ({"owner": "a", "collections": ["Manuals"]}, "collections.0"),
+        ({"owner": "a", "collections": ["a/b"]}, "collections.0"),
+        ({"owner": "a", "collections": ["'; DROP TABLE api_key; --"]}, "collections.0"),
+        ({"owner": "a", "collections": ["a" * 64]}, "collections.0"),
         ({"owner": "a", "models": "small"}, "models"),
         ({"owner": "a", "models": [1]}, "models.0"),
         ({"owner": "a", "models": ["small", "smal"]}, "models"),

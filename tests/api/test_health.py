@@ -57,6 +57,7 @@ def test_ready_when_warm(engine: StubEngine) -> None:
             "store": True,
             "limiter": True,
             "models": {"plain": True, "ollama": True, "embed": True, "image": True},
+            "retrieval": None,
         }
         bodies = {record.model: record.body for record in engine.records if record.end == "done"}
         assert bodies["plain"]["max_tokens"] == 1

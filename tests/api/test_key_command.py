@@ -28,16 +28,18 @@ __all__ = ["ssh"]
 
 
 class Service:
-    """`python -m boxwright_api`, with two models of the stub engine."""
+    """`python -m boxwright_api`, with two models of the stub engine. `more` are members of its settings."""
 
-    def __init__(self, folder: Path, engine: StubEngine) -> None:
+    def __init__(self, folder: Path, engine: StubEngine, retrieval_key: str = "", **more: Any) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
         (folder / "credentials").mkdir()
         (folder / "credentials" / "peppers").write_text(f"1:{secrets.token_hex(32)}\n")
         (folder / "credentials" / "admin_secret").write_text(f"{SECRET}\n")
+        if retrieval_key:
+            (folder / "credentials" / "retrieval_key").write_text(f"{retrieval_key}\n")
         models = [{"name": name, "upstream": engine.url} for name in ("m", "n")]
-        settings = {"port": self.port, "database": f"sqlite:///{folder}/api.sqlite3", "models": models}
+        settings = {"port": self.port, "database": f"sqlite:///{folder}/api.sqlite3", "models": models} | more
         (folder / "settings.json").write_text(json.dumps(settings))
         self.environment = {
             **os.environ,
@@ -71,12 +73,10 @@ class Service:
         answer = httpx.get(f"http://127.0.0.1:{self.port}/v1/models", headers=headers, timeout=30)
         return [model["id"] for model in answer.json()["data"]] if answer.status_code == 200 else answer.status_code
 
-    def chat(self, key: str) -> tuple[int, str | None]:
+    def chat(self, key: str, text: str = "x", **more: Any) -> tuple[int, str | None]:
         """Status and code of a chat."""
-        headers, body = (
-            {"Authorization": f"Bearer {key}"},
-            {"model": "m", "messages": [{"role": "user", "content": "x"}]},
-        )
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"model": "m", "messages": [{"role": "user", "content": text}], **more}
         answer = httpx.post(f"http://127.0.0.1:{self.port}/v1/chat/completions", headers=headers, json=body, timeout=30)
         return answer.status_code, answer.json().get("error", {}).get("code")
 

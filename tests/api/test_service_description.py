@@ -29,14 +29,14 @@ def test_answers_are_as_described(running: Running, mode: GenerationMode) -> Non
     held = 0
     for operation in operations:
         secret = running.secrets["admin_secret"] if operation.path.startswith("/admin") else asked.key
-        held += _holds(operation, mode, secret)
+        held += holds(operation, mode, secret)
     assert held >= (len(operations) if mode is GenerationMode.POSITIVE else 10)
     # It goes on, and nothing has happened that it did not expect.
     assert running.post(asked).status_code == 200
     assert "Traceback" not in running.text()
 
 
-def _holds(operation: Any, mode: GenerationMode, secret: str) -> bool:
+def holds(operation: Any, mode: GenerationMode, secret: str) -> bool:
     """Whether there was anything to ask: an address without a parameter cannot be asked for in a wrong way."""
 
     @seed(SEED)

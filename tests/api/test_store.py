@@ -42,6 +42,7 @@ async def test_every_member_of_a_key_is_kept(place: Place) -> None:
         old_until=NOW + DAY,
         expires_at=NOW + 2 * DAY,
         models=("small", "läärge"),
+        collections=("manuals", "faq"),
         limits=limits,
     )
     plain, _ = a_key(created_at=NOW - DAY)
@@ -153,10 +154,10 @@ async def test_models_that_are_no_list_are_none(place: Place, models: str) -> No
     key, _ = a_key(models=("small",))
     async with place.opened() as store:
         await store.put_key(key, an_entry())
-        place.sql(f"UPDATE api_key SET models = '{models}'")
+        place.sql(f"UPDATE api_key SET models = '{models}', collections = '{models}'")
         found = await store.key(key.id)
         assert found is not None
-        assert found.models == ()
+        assert (found.models, found.collections) == ((), ())
 
 
 async def test_the_database_refuses_limits_below_one(place: Place) -> None:
@@ -337,7 +338,7 @@ async def test_a_schema_that_is_not_the_expected_one(empty: Place) -> None:
     await asyncio.to_thread(migrate, empty.settings)
     await asyncio.to_thread(migrate, empty.settings, "0001")
     store = open_store(empty.settings)
-    with pytest.raises(SchemaError, match="has schema 0001, but 0002 is expected"):
+    with pytest.raises(SchemaError, match="has schema 0001, but 0003 is expected"):
         await store.start(empty.changes.append)
     await store.close()
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 SECRET = "the-administrator-secret-0123456789"
 Fault = tuple[int, Any] | Callable[["Handler"], None]
@@ -26,6 +26,8 @@ class AdminApi:
 
     def __init__(self) -> None:
         self.keys: dict[str, dict[str, Any]] = {}
+        # Texts by collection and name.
+        self.documents: dict[str, dict[str, str]] = {}
         self.usage: list[dict[str, Any]] = []
         self.audit: list[dict[str, Any]] = []
         self.seen: list[dict[str, Any]] = []
@@ -52,6 +54,7 @@ class AdminApi:
             "revoked_at": None,
             "old_until": None,
             "models": None,
+            "collections": [],
             "limits": {},
             **more,
         }
@@ -71,6 +74,8 @@ class AdminApi:
             return 200, [row for row in self.usage if query.get("key_id") in (None, row["key_id"])]
         if path == "/admin/audit" and method == "GET":
             return 200, self.audit[: int(query["limit"])]
+        if path.startswith("/admin/collections"):
+            return self.of_documents(method, [unquote(part) for part in path.split("/")[3:]], body)
         match = re.fullmatch(r"/admin/keys/(\w+)(/rotate|/revoke)?", path)
         if not match or (key := self.keys.get(match[1])) is None:
             return 404, error("key_not_found", "There is no such key.")
@@ -86,6 +91,34 @@ class AdminApi:
             return 200, key
         return (200, key) if match[2] is None and method == "GET" else (405, error("method", "Not that."))
 
+    def of_documents(self, method: str, parts: list[str], body: Any) -> tuple[int, Any]:
+        def stored(name: str, text: str) -> dict[str, Any]:
+            return {
+                "name": name,
+                "passages": 1,
+                "characters": len(text),
+                "added_at": "2026-11-30T12:00:00Z",
+                "model": "embed",
+            }
+
+        if not parts:
+            found = self.documents.items()
+            return 200, [{"name": name, "documents": len(texts), "passages": len(texts)} for name, texts in found]
+        collection, *rest = parts
+        if method == "PUT":
+            self.documents.setdefault(collection, {})[rest[1]] = body
+            return 200, {**stored(rest[1], body), "tokens": len(body)}
+        if collection not in self.documents:
+            return 404, error("collection_not_found", f"There is no collection {collection}.")
+        if method == "GET":
+            return 200, [stored(name, text) for name, text in self.documents[collection].items()]
+        if not rest:
+            del self.documents[collection]
+            return 200, {"name": collection}
+        if self.documents[collection].pop(rest[1], None) is None:
+            return 404, error("document_not_found", f"There is no document {rest[1]!r} in {collection}.")
+        return 200, {"name": rest[1]}
+
 
 def error(code: str, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
@@ -98,7 +131,9 @@ class Handler(BaseHTTPRequestHandler):
         double: AdminApi = self.server.double  # type: ignore[attr-defined]
         url = urlsplit(self.path)
         length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else None
+        sent = self.rfile.read(length)
+        text = self.headers.get_content_type() == "text/plain" and self.command == "PUT"
+        body = sent.decode() if text else json.loads(sent) if length else None
         query = dict(parse_qsl(url.query))
         double.connections.add(self.connection)
         double.seen.append(
@@ -129,14 +164,14 @@ class Handler(BaseHTTPRequestHandler):
             status, answer = 401, error("invalid_admin_secret", "Wrong.")
         else:
             status, answer = double.answer(self.command, url.path, query, body)
-        text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(text)
+        self.wfile.write(data)
 
-    do_GET = do_POST = do_PATCH = handle_any
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = handle_any
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A box behind a real SSH server on loopback, and `boxwright key` for it in this process."""
+"""A box behind a real SSH server on loopback, and `boxwright key`, or another command, for it in this process."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
 class Here:
     """The command in this process."""
 
-    def __init__(self, folder: Path, ssh: Ssh, port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    def __init__(
+        self, folder: Path, ssh: Ssh, port: int, capfd: pytest.CaptureFixture[str], command: str = "key"
+    ) -> None:
+        self.command = command
         self.inventory, self.ssh, self.port, self.capfd = folder / "hosts.yml", ssh, port, capfd
         self.write()
 
@@ -85,7 +88,7 @@ class Here:
         code, problems = 0, ()
         self.capfd.readouterr()
         try:
-            cli.cli.main(["key", *arguments], standalone_mode=False)
+            cli.cli.main([self.command, *arguments], standalone_mode=False)
         except BoxwrightError as failed:
             code, problems = failed.exit_code, failed.problems
         except click.ClickException as wrong:

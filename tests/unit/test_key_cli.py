@@ -62,6 +62,22 @@ def test_a_key_is_printed_once_and_alone(key: Here, service: AdminApi) -> None:
     assert masking.mask(f"{done.out}{1:043d}") == "***\n***"
 
 
+def test_collections_are_named_and_taken_away(key: Here, service: AdminApi) -> None:
+    done = key("add", "laptop", "--collection", "manuals", "--collection", "faq", "--collection", "manuals")
+    assert done.code == 0
+    assert service.seen[-1]["body"] == {"owner": "laptop", "collections": ["manuals", "faq"]}
+    assert "passages of: manuals, faq;" in done.err
+    assert "passages of: manuals, faq" in key("show", "New00000").out
+    assert key("set", "New00000", "--collection", "faq").code == 0
+    assert service.seen[-1]["body"] == {"collections": ["faq"]}
+    done = key("set", "New00000", "--no-collections")
+    assert service.seen[-1]["body"] == {"collections": []}
+    assert "passages of" not in done.err
+    assert "passages of: none" in key("show", "New00000").out
+    done = key("set", "New00000", "--no-collections", "--collection", "faq")
+    assert (done.code, "exclude each other" in done.err) == (2, True)
+
+
 def test_what_a_key_may_do_is_sent_as_it_was_asked_for(key: Here, service: AdminApi) -> None:
     before = datetime.now(UTC)
     done = key(
@@ -589,7 +605,7 @@ def cut(handler: Handler) -> None:
         ((422, error("invalid_value", "`models` names no model.")), 2, "BW173", "names no model"),
         ((500, error("internal_error", "Sorry.")), 1, "BW205", "status 500"),
         ((200, b"<html>"), 1, "BW205", "no JSON"),
-        ((200, []), 1, "BW205", "no key"),
+        ((200, []), 1, "BW205", "no id"),
         ((404, b"404 page not found"), 1, "BW205", "status 404"),
         (cut, 1, "BW205", "whether it did what it was asked for is not known"),
     ],
@@ -704,5 +720,5 @@ def test_help_brings_nothing_heavy_with_it(arguments: list[str]) -> None:
 
 def test_the_command_is_listed_in_order() -> None:
     names = cli.cli.list_commands(click.Context(cli.cli))
-    assert [name for name in names if name in ("caddy", "key", "lab", "mirror", "token")] == names[-5:]
+    assert [name for name in names if name in ("caddy", "document", "key", "lab", "mirror", "token")] == names[-6:]
     assert sorted(key_cli.key.commands) == ["add", "audit", "list", "revoke", "rotate", "set", "show", "usage"]

@@ -180,7 +180,8 @@ print(json.dumps([s.retrieval.model_dump(), s.retrieval_key.get_secret_value()])
         )
         assert ended.returncode == 0, ended.stderr
         found.append(json.loads(ended.stdout))
-    common = {"url": "http://127.0.0.1:6400", "model": "embedder", "passages": 7}
+    # `seconds` is not set by the role.
+    common = {"url": "http://127.0.0.1:6400", "model": "embedder", "passages": 7, "seconds": 60}
     assert found == [
         [{**common, "prefix": "bw-production-"}, KEY],
         [{**common, "prefix": "bw-development-"}, KEY],

@@ -27,6 +27,7 @@ from boxwright_api.contracts import Span, Store
 from boxwright_api.errors import ApiError, KeyChanged, StoreUnavailable, unavailable
 from boxwright_api.parts import Parts
 from boxwright_api.records import AuditEntry, Key, UsageSum
+from boxwright_api.retrieval import CollectionName
 from boxwright_api.settings import KeyLimits, Settings
 
 ACTOR_HEADER = "X-Boxwright-Actor"
@@ -73,6 +74,7 @@ Owner = Annotated[str, Field(max_length=128), AfterValidator(_owner)]
 Time = Annotated[datetime, BeforeValidator(_written), AfterValidator(_utc)]
 ModelNames = Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1, max_length=256)]
 # Redis counts in doubles, which are exact up to here.
+CollectionNames = Annotated[list[CollectionName], Field(max_length=256)]
 Limit = Annotated[int, Field(ge=1, le=2**53, strict=True)] | None
 
 
@@ -96,6 +98,9 @@ class Change(BaseModel):
     owner: Owner = Field("", description="Who has the key.")
     expires_at: Time | None = Field(None, description="From when on it is refused; null: never.")
     models: ModelNames | None = Field(None, description="The only models it may use; null: all.")
+    collections: CollectionNames = Field(
+        [], description="Whose passages its requests may ask for, whether they are there yet or not; none: nothing."
+    )
     limits: Limits | None = Field(None, description="Those that are named are changed; null: all are the default.")
 
 
@@ -128,6 +133,7 @@ class Known(BaseModel):
     revoked_at: datetime | None
     old_until: datetime | None = Field(description="Until when the secret before the last rotation is accepted.")
     models: list[str] | None
+    collections: list[str]
     limits: KeyLimits
 
 
@@ -178,13 +184,13 @@ class Refusal(BaseModel):
 
 def _known(key: Key) -> dict[str, Any]:
     shown = {name: getattr(key, name) for name in Known.model_fields}
-    return shown | {"models": None if key.models is None else list(key.models)}
+    return shown | {"models": None if key.models is None else list(key.models), "collections": list(key.collections)}
 
 
 # Who asks
 
 
-def _parts(request: Request) -> Parts:
+def parts_of(request: Request) -> Parts:
     return cast(Parts, request.app.state.parts)
 
 
@@ -196,7 +202,7 @@ class _Doors:
 
     def enter(self, request: Request) -> None:
         """Raises ApiError 401 unless the request has the admin secret."""
-        parts = _parts(request)
+        parts = parts_of(request)
         wanted = parts.settings.admin_secret.get_secret_value()
         bearer = keys.BEARER.fullmatch(request.headers.get("authorization", ""))
         given = bearer[1] if bearer else ""
@@ -238,8 +244,11 @@ Id = Annotated[str, Path(pattern=r"^[A-Za-z0-9]{8}$", description="The 8 charact
 # How it is answered
 
 
-class _Route(APIRoute):
+class AdminRoute(APIRoute):
     """A route that asks for the admin secret before it looks at anything else, and answers errors as OpenAI does."""
+
+    # Bytes of a text; None: it takes JSON.
+    text: int | None = None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         inner = super().get_route_handler()
@@ -247,7 +256,7 @@ class _Route(APIRoute):
         async def handler(request: Request) -> Response:
             try:
                 DOORS.enter(request)
-                response = await inner(Request(request.scope, await _read(request)))
+                response = await inner(Request(request.scope, await _read(request, self.text)))
             except ApiError as error:
                 response = refusal(error)
             except RequestValidationError as error:
@@ -265,15 +274,17 @@ class _Route(APIRoute):
 DOORS = _Doors()
 
 
-async def _read(request: Request) -> Callable[[], Coroutine[Any, Any, Message]]:
-    """The request's body, as what gives it to the handler. Raises ApiError 413 and 400."""
-    body = b""
+async def _read(request: Request, most: int | None) -> Callable[[], Coroutine[Any, Any, Message]]:
+    """The request's body, as what gives it to the handler: a text of `most` bytes, or JSON. Raises ApiError."""
+    parts, size = [], 0
     async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_BODY:
-            message = f"The request is larger than {LARGEST_BODY} bytes."
+        parts.append(part)
+        size += len(part)
+        if size > (most or LARGEST_BODY):
+            message = f"The request is larger than {most or LARGEST_BODY} bytes."
             raise ApiError(413, "request_too_large", message, headers={"Connection": "close"})
-    if body:
+    body = b"".join(parts)
+    if body and most is None:
         try:
             # Stricter than FastAPI's own: no NaN, no half a surrogate pair.
             orjson.loads(body)
@@ -335,17 +346,23 @@ def _not_revoked(key: Key) -> None:
 
 # The routes
 
-_routes = APIRouter(
-    prefix="/admin",
-    route_class=_Route,
-    tags=["admin"],
-    # For the documentation alone; `_Doors` looks at it.
-    dependencies=[Depends(HTTPBearer(scheme_name="Admin secret", auto_error=False))],
-    responses={
-        "4XX": {"model": Refusal, "description": "Refused; nothing was done."},
-        503: {"model": Refusal, "description": "The database does not answer."},
-    },
-)
+
+def admin_router(prefix: str, route: type[AdminRoute] = AdminRoute) -> APIRouter:
+    """A router for what only the administrator may do."""
+    return APIRouter(
+        prefix=prefix,
+        route_class=route,
+        tags=["admin"],
+        # For the documentation alone; `_Doors` looks at it.
+        dependencies=[Depends(HTTPBearer(scheme_name="Admin secret", auto_error=False))],
+        responses={
+            "4XX": {"model": Refusal, "description": "Refused; nothing was done."},
+            503: {"model": Refusal, "description": "Something that the service needs does not answer."},
+        },
+    )
+
+
+_routes = admin_router("/admin")
 
 
 def router() -> APIRouter:
@@ -356,7 +373,7 @@ def router() -> APIRouter:
 @_routes.post("/keys", status_code=201)
 async def make(request: Request, asked: Annotated[New, Body()], actor: Actor) -> Made:
     """Make a key. Its secret is in this answer and nowhere else."""
-    parts, now = _parts(request), datetime.now(UTC)
+    parts, now = parts_of(request), datetime.now(UTC)
     peppers = keys.Peppers(parts.settings.peppers.get_secret_value())
     secret = keys.make_secret()
     for _ in range(TRIES):
@@ -368,10 +385,11 @@ async def make(request: Request, asked: Annotated[New, Body()], actor: Actor) ->
             created_at=now,
             expires_at=asked.expires_at,
             models=None if asked.models is None else tuple(dict.fromkeys(asked.models)),
+            collections=tuple(dict.fromkeys(asked.collections)),
             limits=KeyLimits(**(asked.limits or Limits()).model_dump()),
             version=0,
         )
-        details = {name: getattr(asked, name) for name in ("owner", "expires_at", "models")}
+        details = {name: getattr(asked, name) for name in ("owner", "expires_at", "models", "collections")}
         details["limits"] = key.limits.model_dump(exclude_none=True)
         entry = AuditEntry(at=now, actor=actor, action="key.add", target=key.id, details=_plain(details))
         try:
@@ -386,27 +404,30 @@ async def make(request: Request, asked: Annotated[New, Body()], actor: Actor) ->
 @_routes.get("/keys")
 async def list_keys(request: Request) -> list[Known]:
     """All keys, the newest first, also those that are revoked or expired."""
-    return [Known(**_known(key)) for key in await _parts(request).store.keys()]
+    return [Known(**_known(key)) for key in await parts_of(request).store.keys()]
 
 
 @_routes.get("/keys/{id}")
 async def show(request: Request, id: Id) -> Known:
     """One key."""
-    return Known(**_known(await _found(_parts(request).store, id)))
+    return Known(**_known(await _found(parts_of(request).store, id)))
 
 
 @_routes.patch("/keys/{id}")
 async def alter(request: Request, id: Id, asked: Annotated[Change, Body()], actor: Actor) -> Known:
     """Change a key. What is not named stays as it is."""
-    parts, now = _parts(request), datetime.now(UTC)
+    parts, now = parts_of(request), datetime.now(UTC)
     if not asked.model_fields_set:
-        raise ApiError(400, "invalid_request", "Nothing to change: name owner, expires_at, models or limits.")
+        raise ApiError(
+            400, "invalid_request", "Nothing to change: name owner, expires_at, models, collections, limits."
+        )
 
     def change(key: Key) -> tuple[Key, Mapping[str, object]]:
         _not_revoked(key)
         new: dict[str, Any] = {name: getattr(asked, name) for name in asked.model_fields_set}
-        if new.get("models") is not None:
-            new["models"] = tuple(dict.fromkeys(new["models"]))
+        for name in ("models", "collections"):
+            if new.get(name) is not None:
+                new[name] = tuple(dict.fromkeys(new[name]))
         if "limits" in new:
             named = (
                 asked.limits.model_dump(exclude_unset=True) if asked.limits else dict.fromkeys(KeyLimits.model_fields)
@@ -427,7 +448,7 @@ async def rotate(request: Request, id: Id, actor: Actor, asked: Annotated[Rotati
     """Give a key another secret, which is in this answer and nowhere else. The old one is accepted for the overlap; one
     that was still accepted from a rotation before is refused from now on.
     """
-    parts, now = _parts(request), datetime.now(UTC)
+    parts, now = parts_of(request), datetime.now(UTC)
     overlap = (asked or Rotation()).overlap_seconds
     peppers = keys.Peppers(parts.settings.peppers.get_secret_value())
     secret = keys.make_secret()
@@ -460,7 +481,7 @@ async def revoke(request: Request, id: Id, actor: Actor) -> Known:
             return key, {"revoked_before": _plain(key.revoked_at)}
         return dataclasses.replace(key, revoked_at=now, old_digest=None, old_pepper=None, old_until=None), {}
 
-    return Known(**_known(await _change(_parts(request), id, actor, "key.revoke", change)))
+    return Known(**_known(await _change(parts_of(request), id, actor, "key.revoke", change)))
 
 
 @_routes.get("/usage")
@@ -482,7 +503,7 @@ async def usage(
     if end - begin > LONGEST[span]:
         message = f"span: at most {LONGEST[span].days} days are summed up by {span}; take a longer span."
         raise ApiError(400, "invalid_request", message, param="span")
-    sums: list[UsageSum] = await _parts(request).store.usage(begin, end, span, key_id)
+    sums: list[UsageSum] = await parts_of(request).store.usage(begin, end, span, key_id)
     return [Sum(**dataclasses.asdict(sum)) for sum in sums]
 
 
@@ -493,7 +514,7 @@ async def audit(
     before: Annotated[Time | None, Query(description="Older entries only.")] = None,
 ) -> list[Entry]:
     """What was done, the newest first."""
-    entries = await _parts(request).store.audit(limit, before)
+    entries = await parts_of(request).store.audit(limit, before)
     return [
         Entry(at=entry.at, actor=entry.actor, action=entry.action, target=entry.target, details=dict(entry.details))
         for entry in entries

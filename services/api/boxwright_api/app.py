@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-from boxwright_api import VERSION, admin, health, metrics, routes
+from boxwright_api import VERSION, admin, documents, health, metrics, routes
 from boxwright_api.client import refusal
 from boxwright_api.edge import Edge, not_found, quiet
 from boxwright_api.errors import ApiError, StoreUnavailable, unavailable
+from boxwright_api.library import Library
 from boxwright_api.parts import Parts
 from boxwright_api.settings import Settings
 from boxwright_api.upstream import Upstream
@@ -45,7 +46,7 @@ def create_app(parts: Parts, *routers: APIRouter) -> FastAPI:
     app.router.routes.extend(routes.routes())
     app.include_router(health.router())
     for router in routers:
-        app.include_router(router, max_body_size=admin.LARGEST_BODY)
+        app.include_router(router)
     app.router.routes.append(Route("/metrics", metrics.metrics, methods=["GET"]))
     app.add_middleware(Edge)
 
@@ -70,7 +71,8 @@ def create_app_from_settings() -> FastAPI:
     settings = Settings()
     store = open_store(settings)
     keys, usage = KeyRing(settings, store), UsageLog(settings, store)
-    return create_app(Parts(settings, store, open_limiter(settings, store), keys, usage), admin.router())
+    parts = Parts(settings, store, open_limiter(settings, store), keys, usage)
+    return create_app(parts, admin.router(), documents.router())
 
 
 @contextlib.asynccontextmanager
@@ -87,6 +89,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(parts.limiter.close)
         app.state.upstream = Upstream(parts.settings)
         stack.push_async_callback(app.state.upstream.close)
+        app.state.library = None
+        if parts.settings.retrieval:
+            app.state.library = Library(parts.settings, app.state.upstream)
+            stack.push_async_callback(app.state.library.close)
         app.state.warmth = health.Warmth(parts, app.state.upstream)
         app.state.warmth.start()
         stack.push_async_callback(app.state.warmth.close)

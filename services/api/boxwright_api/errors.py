@@ -57,6 +57,18 @@ def unknown_model(name: str) -> ApiError:
     return ApiError(404, "model_not_found", f"The model {name!r} does not exist or is not for this key.", param="model")
 
 
+def collection_not_allowed(name: str) -> ApiError:
+    """A collection of documents that is not there, or not for this key: the same answer."""
+    message = f"The collection {name!r} does not exist or is not for this key."
+    return ApiError(403, "collection_not_allowed", message, param="retrieval.collection")
+
+
+def no_passages() -> ApiError:
+    """What looks them up is away, so the model was not asked."""
+    message = "Passages cannot be looked up now; nothing was asked of the model."
+    return unavailable("retrieval_unavailable", message)
+
+
 def busy(retry_after: float, headers: Mapping[str, str] | None = None) -> ApiError:
     """No place became free within the wait."""
     message = "The model is busy; try again shortly."

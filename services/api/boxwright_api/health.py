@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from boxwright_api import VERSION
 from boxwright_api.engines import openai_call, with_defaults
 from boxwright_api.errors import ApiError
+from boxwright_api.library import Library
 from boxwright_api.ollama import ollama_call
 from boxwright_api.parts import Parts
 from boxwright_api.settings import ModelRoute, Offer
@@ -42,6 +43,8 @@ class Health(BaseModel):
     limits: Literal["embedded", "redis"]
     keys: Literal["embedded", "postgresql"]
     workers: int
+    # Whether a request can ask for passages of documents. Whether they can be looked up just now is in `Readiness`.
+    retrieval: Literal["off", "on"]
 
 
 class Readiness(BaseModel):
@@ -52,6 +55,9 @@ class Readiness(BaseModel):
     limiter: bool
     # By model: has it answered? Only models that are warmed.
     models: dict[str, bool]
+    # Whether Qdrant answers; null: it is not used. The service is ready without it: only requests that ask for passages
+    # need it.
+    retrieval: bool | None
 
 
 class Warmth:
@@ -125,17 +131,25 @@ def router() -> APIRouter:
             limits="embedded" if settings.embedded else "redis",
             keys="embedded" if settings.database.startswith("sqlite") else "postgresql",
             workers=settings.workers,
+            retrieval="on" if settings.retrieval else "off",
         )
 
     @found.get("/ready", summary="Whether it is ready", responses={503: {"model": Readiness}})
     async def ready(request: Request, response: Response) -> Readiness:
         parts: Parts = request.app.state.parts
         warmth: Warmth = request.app.state.warmth
-        store, limiter = await asyncio.gather(parts.store.alive(), parts.limiter.alive())
+        library: Library | None = request.app.state.library
+        store, limiter, retrieval = await asyncio.gather(
+            parts.store.alive(), parts.limiter.alive(), library.qdrant.alive() if library else _nothing()
+        )
         fine = store and (limiter or parts.settings.fail_open) and all(warmth.models.values())
         if not fine:
             response.status_code = 503
         status: Literal["ready", "not_ready"] = "ready" if fine else "not_ready"
-        return Readiness(status=status, store=store, limiter=limiter, models=dict(warmth.models))
+        return Readiness(status=status, store=store, limiter=limiter, models=dict(warmth.models), retrieval=retrieval)
 
     return found
+
+
+async def _nothing() -> None:
+    return None

@@ -23,6 +23,7 @@ QUEUE = Histogram("boxwright_api_queue_seconds", "Wait for a place.", buckets=SE
 FIRST = Histogram("boxwright_api_first_byte_seconds", "Time to the first byte.", ("model",), buckets=SECONDS)
 TOTAL = Histogram("boxwright_api_request_seconds", "Time to the last byte.", ("route",), buckets=SECONDS)
 USAGE_DROPPED = Counter("boxwright_api_usage_dropped_total", "Usage rows that could be kept nowhere.")
+RETRIEVALS = Counter("boxwright_api_retrievals_total", "Lookups of passages by their end.", ("outcome",))
 UNCOUNTED = Counter("boxwright_api_uncounted_total", "Requests let in while nothing could be counted (`fail_open`).")
 UNCHARGED = Counter("boxwright_api_uncharged_total", "Ended requests whose tokens could be charged to no limit.")
 

@@ -33,6 +33,8 @@ class Key:
     revoked_at: datetime | None = None
     # None: every model.
     models: tuple[str, ...] | None = None
+    # Whose passages its requests may ask for.
+    collections: tuple[str, ...] = ()
     limits: KeyLimits = field(default_factory=KeyLimits)
     version: int | None = field(default=None, compare=False)
 

@@ -19,10 +19,12 @@ from starlette.types import Receive, Scope, Send
 from boxwright_api import metrics
 from boxwright_api.client import Body, ClientGone, Presence, authorization, refuse, visitor
 from boxwright_api.engines import Call, openai_call, refusal, with_defaults
-from boxwright_api.errors import ApiError, unknown_model
+from boxwright_api.errors import ApiError, collection_not_allowed, unknown_model
+from boxwright_api.library import Library, Lookup
 from boxwright_api.ollama import ollama_call
 from boxwright_api.parts import Parts
 from boxwright_api.records import Ask, Key, Outcome, Ticket, UsageRow
+from boxwright_api.retrieval import question, with_passages
 from boxwright_api.schemas import check, check_limits, limited
 from boxwright_api.settings import KeyLimits, ModelRoute, Offer
 from boxwright_api.streams import Stream, Tokens, letters_of, texts_of
@@ -49,7 +51,7 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         state = scope["app"].state
-        exchange = Exchange(self.offer, scope, receive, send, state.parts, state.upstream)
+        exchange = Exchange(self.offer, scope, receive, send, state.parts, state.upstream, state.library)
         state.active.add(exchange)
         try:
             await exchange.run()
@@ -61,16 +63,26 @@ class Exchange:
     """One request and its answer."""
 
     def __init__(
-        self, offer: Offer, scope: Scope, receive: Receive, send: Send, parts: Parts, upstream: Upstream
+        self,
+        offer: Offer,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        parts: Parts,
+        upstream: Upstream,
+        library: Library | None,
     ) -> None:
         self.offer, self.scope, self.receive, self.send = offer, scope, receive, send
-        self.parts, self.upstream = parts, upstream
+        self.parts, self.upstream, self.library = parts, upstream, library
         self.id: str = scope["boxwright.request_id"]
         self.at, self.begun = datetime.now(UTC), time.perf_counter()
         self.key: Key | None = None
         self.model: str | None = None
         self.asked: dict[str, Any] = {}
         self.ticket: Ticket | None = None
+        # What the client wants to be looked up, and what came of it.
+        self.wanted: dict[str, Any] | None = None
+        self.lookup = Lookup()
         self.started = False
         self.first_ms: float | None = None
         self.status = 0
@@ -89,6 +101,8 @@ class Exchange:
             route, call = await self._accept(body)
             async with Presence(self.receive) as presence:
                 await self._admit()
+                if self.wanted is not None:
+                    call = await self._look_up(route, self.wanted)
                 await self._pass_on(route, call, presence)
         except ApiError as error:
             await self._end(_outcome(error), error.status, error.code)
@@ -129,9 +143,29 @@ class Exchange:
             message = f"The model {name!r} does not offer this: it has {', '.join(route.offers)}."
             raise ApiError(400, "unsupported_for_model", message, param="model")
         check_limits(asked, settings.max_tokens)
+        self.wanted = self._wanted(asked)
+        asked = {name: value for name, value in asked.items() if name != "retrieval"}
         self.asked = limited(self.offer, with_defaults(route, asked), settings.max_tokens)
+        return route, self._call(route)
+
+    def _call(self, route: ModelRoute) -> Call:
         make = ollama_call if route.engine == "ollama" else openai_call
-        return route, make(route, self.offer, self.asked)
+        return make(route, self.offer, self.asked)
+
+    def _wanted(self, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """The passages that the client wants. Raises ApiError when it may not, or nothing could be looked up."""
+        wanted: dict[str, Any] | None = asked.get("retrieval")
+        if wanted is None:
+            return None
+        if self.library is None or self.offer != "chat":
+            where = "for chats only" if self.library else "not configured on this service"
+            raise ApiError(400, "retrieval_not_available", f"`retrieval` is {where}.", param="retrieval")
+        if self.key is None or wanted["collection"] not in self.key.collections:
+            raise collection_not_allowed(wanted["collection"])
+        if not question(asked["messages"]):
+            message = "`retrieval` looks up the text of the last message of the user, and there is none."
+            raise ApiError(400, "invalid_value", message, param="messages")
+        return wanted
 
     async def _admit(self) -> None:
         """A place. Raises ApiError."""
@@ -143,6 +177,18 @@ class Exchange:
         self.ticket = await self.parts.limiter.admit(ask)
         metrics.IN_FLIGHT.inc()
         metrics.QUEUE.observe(self.ticket.queue_ms / 1000)
+
+    async def _look_up(self, route: ModelRoute, wanted: dict[str, Any]) -> Call:
+        """The call with the passages that were found. Raises ApiError."""
+        if self.library is None:
+            raise RuntimeError("passages are looked up without a library")
+        messages = self.asked["messages"]
+        count = wanted.get("passages") or self.library.passages
+        await self.library.find(self.lookup, wanted["collection"], question(messages), count, self.id)
+        if not self.lookup.passages:
+            return self._call(route)
+        self.asked = {**self.asked, "messages": with_passages(messages, self.lookup.passages)}
+        return self._call(route)
 
     # The engine.
 
@@ -229,7 +275,7 @@ class Exchange:
         """A plain answer."""
         self.first_ms = self._since()
         await self._end(outcome, status, code)
-        head = [(b"content-type", kind), (b"content-length", str(len(data)).encode()), *self._limits()]
+        head = [(b"content-type", kind), (b"content-length", str(len(data)).encode()), *self._notes()]
         head += [(name.lower().encode(), value.encode("latin-1")) for name, value in (more or {}).items()]
         self.started = True
         presence.over()
@@ -242,7 +288,7 @@ class Exchange:
             self.first_ms = self._since()
             self.started, self.status = True, 200
             head = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-            await self.send({"type": "http.response.start", "status": 200, "headers": [*head, *self._limits()]})
+            await self.send({"type": "http.response.start", "status": 200, "headers": [*head, *self._notes()]})
         await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _last(self, response: aiohttp.ClientResponse, stream: Stream, presence: Presence) -> None:
@@ -271,10 +317,12 @@ class Exchange:
             data = b'{"type":"error",' + data[1:]
         await self.send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
-    def _limits(self) -> list[tuple[bytes, bytes]]:
-        if self.ticket is None:
-            return []
-        return [(name.lower().encode(), value.encode("latin-1")) for name, value in self.ticket.headers.items()]
+    def _notes(self) -> list[tuple[bytes, bytes]]:
+        """Headers with what is left of the limits, and how many passages the model was given."""
+        notes = [] if self.ticket is None else list(self.ticket.headers.items())
+        if self.wanted is not None:
+            notes.append(("x-boxwright-passages", str(len(self.lookup.passages))))
+        return [(name.lower().encode(), value.encode("latin-1")) for name, value in notes]
 
     # The end.
 
@@ -286,7 +334,10 @@ class Exchange:
         if self.ended:
             return
         self.ended = True
-        tokens = self._cost()
+        tokens, looked_up = self._cost(), self.lookup.tokens
+        # The question was read twice, by two models; the row and the budgets have both.
+        estimated = tokens.estimated or looked_up.estimated
+        tokens = Tokens(tokens.into + looked_up.into, tokens.out, estimated)
         self._write(tokens, outcome, self.status or status, code)
         if self.ticket is not None:
             metrics.IN_FLIGHT.dec()
@@ -334,7 +385,7 @@ def _limits(defaults: KeyLimits, own: KeyLimits) -> KeyLimits:
 
 
 def _outcome(error: ApiError) -> Outcome:
-    if error.code.startswith("engine_"):
+    if error.code.startswith("engine_") or error.code == "retrieval_unavailable":
         return "upstream_error"
     return "limited" if error.status == 429 else "refused"
 

@@ -84,7 +84,10 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
     components.setdefault("securitySchemes", {})["key"] = {"type": "http", "scheme": "bearer", "bearerFormat": "bw_..."}
     paths = schema.setdefault("paths", {})
     for offer, path in PATHS.items():
-        answers = {"200": {"description": "The engine's answer.", "content": _answers(offer)}}
+        good: dict[str, Any] = {"description": "The engine's answer.", "content": _answers(offer)}
+        if offer == "chat":
+            good["headers"] = {"x-boxwright-passages": _PASSAGES}
+        answers = {"200": good}
         paths[path] = {
             "post": {
                 "operationId": offer,
@@ -95,7 +98,7 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
                     "required": True,
                     "content": {"application/json": {"schema": refs[ASKED[offer], "validation"]}},
                 },
-                "responses": answers | _refusals(400, 401, 404, 408, 413, 429, 500, 502, 503, 504),
+                "responses": answers | _refusals(400, 401, 403, 404, 408, 413, 429, 500, 502, 503, 504),
             }
         }
     many = {"type": "object", "properties": {"data": {"type": "array", "items": {"$ref": _schema("Model")}}}}
@@ -133,6 +136,10 @@ def _schema(name: str) -> str:
     return f"#/components/schemas/{name}"
 
 
+_PASSAGES: dict[str, Any] = {
+    "description": "How many passages the model was given; only where the request has `retrieval`.",
+    "schema": {"type": "integer", "minimum": 0},
+}
 _REFUSAL: dict[str, Any] = {
     "type": "object",
     "required": ["error"],

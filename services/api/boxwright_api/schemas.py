@@ -14,6 +14,8 @@ from boxwright_api.settings import Offer
 
 # A request for many answers is many requests; nobody asks for more in earnest.
 MOST_CHOICES = 8
+# More would not fit into what most models read.
+MOST_PASSAGES = 50
 
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES)]
@@ -60,9 +62,21 @@ class Message(BaseModel):
     tool_call_id: str | None = None
 
 
+class Retrieval(BaseModel):
+    """Passages that are to be looked up for the last message of the user, by that message's text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    collection: str = Field(min_length=1, max_length=256, description="One that the key may read.")
+    passages: int | None = Field(None, ge=1, le=MOST_PASSAGES, description="How many; left out: the service's default.")
+
+
 class Chat(Streamed):
     """POST /v1/chat/completions."""
 
+    retrieval: Retrieval | None = Field(
+        None, description="Of boxwright: give the model passages of the box's documents. Not handed on."
+    )
     messages: list[Message] = Field(min_length=1)
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None

@@ -66,6 +66,7 @@ class Retrieval(Frozen):
     model: ModelName = Field(description="A model of `models` that offers embeddings.")
     prefix: str = Field("", pattern=r"^[a-z0-9-]{0,63}$", description="What its collections in Qdrant begin with.")
     passages: int = Field(4, ge=1, le=50, description="How many are given to the model where a request does not say.")
+    seconds: float = Field(60, gt=0, description="How long a lookup may take; the model may have to be loaded first.")
 
 
 class KeyLimits(Frozen):

@@ -120,8 +120,10 @@ def holds(condition: Any, point: dict[str, Any]) -> bool:
     if "key" not in condition:
         return passes(condition, point)
     match = condition.get("match")
+    if set(condition) == {"key", "range"}:
+        return within(condition["range"], values(point["payload"], condition["key"]))
     if set(condition) != {"key", "match"} or not isinstance(match, dict) or len(match) != 1:
-        raise Refused(400, "Format error in JSON body: the double knows `key` with `match` alone")
+        raise Refused(400, "Format error in JSON body: the double knows `key` with `match` or `range` alone")
     there = values(point["payload"], condition["key"])
     ((kind, wanted),) = match.items()
     if kind == "value":
@@ -131,6 +133,15 @@ def holds(condition: Any, point: dict[str, Any]) -> bool:
     if kind == "except":
         return bool(there) and not any(same(one, other) for one in there for other in wanted)
     raise Refused(400, f"Format error in JSON body: the double does not know the match `{kind}`")
+
+
+def within(range: Any, there: list[Any]) -> bool:
+    """Whether one of the numbers is in the range."""
+    kinds = {"lt": float.__lt__, "lte": float.__le__, "gt": float.__gt__, "gte": float.__ge__}
+    if not isinstance(range, dict) or not range or set(range) - set(kinds):
+        raise Refused(400, "Format error in JSON body: not a range that the double knows")
+    numbers = [float(one) for one in there if isinstance(one, int | float) and not isinstance(one, bool)]
+    return any(all(kinds[kind](number, float(edge)) for kind, edge in range.items()) for number in numbers)
 
 
 def passes(filter: Any, point: dict[str, Any]) -> bool:
@@ -202,7 +213,7 @@ class Collections:
 
 
 def upsert(collection: dict[str, Any], body: dict[str, Any]) -> None:
-    """Points with the same identity are replaced."""
+    """Points with the same identity are replaced, where they fit `update_filter`; others stay as they are."""
     given = body.get("points")
     if not isinstance(given, list) or not given:
         raise Refused(400 if given is None else 422, "Format error in JSON body: the double wants `points`")
@@ -222,7 +233,9 @@ def upsert(collection: dict[str, Any], body: dict[str, Any]) -> None:
             }
         )
     collection["version"] += 1
-    kept = {point["id"]: point for point in (*collection["points"], *made)}
+    kept = {point["id"]: point for point in collection["points"]}
+    only = body.get("update_filter")
+    kept |= {point["id"]: point for point in made if point["id"] not in kept or passes(only, kept[point["id"]])}
     collection["points"] = sorted(kept.values(), key=order)
 
 
@@ -299,6 +312,14 @@ def scroll(collection: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     return {"points": [shown(point, body, True) for point in through[:limit]], "next_page_offset": after}
 
 
+def retrieve(collection: dict[str, Any], body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of some points that are there."""
+    if not isinstance(body.get("ids"), list):
+        raise Refused(400, "Format error in JSON body: missing field `ids`")
+    wanted = [identity(one) for one in body["ids"]]
+    return [shown(point, body, True) for point in collection["points"] if point["id"] in wanted]
+
+
 def delete(collection: dict[str, Any], body: dict[str, Any]) -> None:
     """Points by a filter, or by identity."""
     if isinstance(body.get("filter"), dict):
@@ -338,6 +359,8 @@ class Handler(BaseHTTPRequestHandler):
     """The REST API."""
 
     protocol_version = "HTTP/1.1"
+    # An answer in one piece: two would wait for each other (Nagle, RFC 896).
+    wbufsize = -1
     collections: Collections
     key: str
     largest: int
@@ -402,7 +425,11 @@ class Handler(BaseHTTPRequestHandler):
         given = self.parsed(body)
         if (method, what) == ("PUT", []):
             return known.create(name, given)
-        reads = {("points", "query"): query, ("points", "scroll"): scroll}
+        reads: dict[tuple[str, ...], Any] = {
+            ("points",): retrieve,
+            ("points", "query"): query,
+            ("points", "scroll"): scroll,
+        }
         if method == "POST" and tuple(what) in reads:
             return reads[tuple(what)](known.get(name), given)
         if (method, what) == ("POST", ["points", "count"]):

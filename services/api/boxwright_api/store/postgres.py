@@ -78,7 +78,7 @@ def _time(at: datetime) -> datetime:
 
 
 def _selected(columns: Sequence[str]) -> str:
-    return ", ".join(f"{name}::text" if name in ("models", "details") else name for name in columns)
+    return ", ".join(f"{name}::text" if name in ("models", "collections", "details") else name for name in columns)
 
 
 async def connect(settings: Settings, patience: float, **options: str) -> Any:

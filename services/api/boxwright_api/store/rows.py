@@ -12,12 +12,12 @@ from boxwright_api.records import AuditEntry, Key, UsageRow
 from boxwright_api.settings import KeyLimits
 
 # The newest migration: what both stores expect to find.
-REVISION = "0002"
+REVISION = "0003"
 
 LIMITS = tuple(KeyLimits.model_fields)
 KEY = (
     *("id", "owner", "digest", "pepper", "created_at", "old_digest", "old_pepper", "old_until", "expires_at"),
-    *("revoked_at", "models"),
+    *("revoked_at", "models", "collections"),
     *LIMITS,
     "version",
 )
@@ -54,7 +54,7 @@ def key_values(key: Key, time: Callable[[datetime], Any]) -> list[Any]:
     return [
         *(key.id, key.owner, key.digest, key.pepper, time(key.created_at)),
         *(key.old_digest, key.old_pepper, when(key.old_until), when(key.expires_at), when(key.revoked_at)),
-        None if key.models is None else json.dumps(key.models),
+        *(None if key.models is None else json.dumps(key.models), json.dumps(key.collections)),
         *(getattr(key.limits, name) for name in LIMITS),
         (key.version or 0) + 1,
     ]
@@ -77,19 +77,20 @@ def key(row: Mapping[str, Any], time: Callable[[Any], datetime]) -> Key:
         old_until=when(row["old_until"]),
         expires_at=when(row["expires_at"]),
         revoked_at=when(row["revoked_at"]),
-        models=None if row["models"] is None else _models(row["models"]),
+        models=None if row["models"] is None else _names(row["models"]),
+        collections=_names(row["collections"]),
         limits=KeyLimits(**{name: row[name] for name in LIMITS}),
         version=row["version"],
     )
 
 
-def _models(stored: str) -> tuple[str, ...]:
-    """The names; what somebody has written by hand and is no list is no model at all."""
+def _names(stored: str) -> tuple[str, ...]:
+    """The names; what somebody has written by hand and is no list is no name at all."""
     try:
-        models = json.loads(stored)
+        names = json.loads(stored)
     except ValueError:
-        models = None
-    return tuple(map(str, models)) if isinstance(models, list) else ()
+        names = None
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def audit_values(entry: AuditEntry, time: Callable[[datetime], Any]) -> list[Any]:

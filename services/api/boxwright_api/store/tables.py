@@ -28,6 +28,7 @@ api_key = sa.Table(
     sa.Column("expires_at", TIME),
     sa.Column("revoked_at", TIME),
     sa.Column("models", JSON),
+    sa.Column("collections", JSON, nullable=False, server_default="[]"),
     sa.Column("requests_per_minute", sa.BigInteger),
     sa.Column("tokens_per_minute", sa.BigInteger),
     sa.Column("parallel", sa.BigInteger),
