@@ -73,8 +73,8 @@ def _utc(at: datetime) -> datetime:
 Owner = Annotated[str, Field(max_length=128), AfterValidator(_owner)]
 Time = Annotated[datetime, BeforeValidator(_written), AfterValidator(_utc)]
 ModelNames = Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1, max_length=256)]
-# Redis counts in doubles, which are exact up to here.
 CollectionNames = Annotated[list[CollectionName], Field(max_length=256)]
+# Redis counts in doubles, which are exact up to here.
 Limit = Annotated[int, Field(ge=1, le=2**53, strict=True)] | None
 
 
