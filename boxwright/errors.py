@@ -75,6 +75,7 @@ CODES: dict[str, str] = {
     "BW120": "More memory shall be given to the graphics processor of a Mac than it can spare.",
     "BW121": "The box runs another system than its group in the inventory says: `darwin` is for Macs.",
     "BW122": "A Mac has no Homebrew, which installs what its roles need.",
+    "BW123": "The engines of a Mac shall run in the session of somebody who is not there, or is no person.",
     "BW130": "A branch of NVIDIA's driver is declared that the distribution of the box does not have.",
     "BW140": "A change that could cut the operator off was not confirmed by a new connection, and was taken back.",
     "BW141": "A change was not confirmed by a new connection, and the box cannot be reached by one.",

@@ -23,7 +23,12 @@ def account(system: System, name: str) -> str:
 
 def as_account(system: System, name: str) -> str:
     """Words before a shell command that root runs as the account of the service `name`."""
-    return f"sudo -n -H -u {account(system, name)} --" if system == "darwin" else f"runuser -u {name} --"
+    return as_user(system, account(system, name))
+
+
+def as_user(system: System, user: str) -> str:
+    """The same for any account."""
+    return f"sudo -n -H -u {user} --" if system == "darwin" else f"runuser -u {user} --"
 
 
 def state_folder(system: System, name: str) -> str:
