@@ -231,6 +231,7 @@ def test_it_serves_after_a_boot(llamacpp: Mac) -> None:
 
 def test_as_an_agent_it_serves_while_its_user_is_signed_in(llamacpp: Mac) -> None:
     """From daemon to agent, with the watchdog and the roles' checks, which know both; Ollama takes over from it."""
+    llamacpp.double.logout("operator")
     daemon = llamacpp.pid("llamacpp")
     away = llamacpp.run(inference_agent_user="operator").expect()
     assert "nothing is served after a start of the Mac" in away.text
@@ -242,7 +243,7 @@ def test_as_an_agent_it_serves_while_its_user_is_signed_in(llamacpp: Mac) -> Non
     said = llamacpp.sh("launchctl print gui/501/boxwright.llamacpp")
     (pid,) = [int(line[7:]) for line in said.splitlines() if line.startswith("\tpid = ")]
     assert llamacpp.sh(f"ps -ww -o user= -p {pid}") == "operator"
-    assert llamacpp.sh("lsof -nP -iTCP:8081 -sTCP:LISTEN -Fp") == f"p{pid}\nf"
+    assert llamacpp.sh("lsof -nP -iTCP:8081 -sTCP:LISTEN -Fp | sed -n 's/^p//p'") == str(pid)
     assert json.loads(llamacpp.sh("cat /etc/boxwright/watchdog.json"))["engines"][0]["session"] == "operator"
     inventory = llamacpp.double.inventory(llamacpp.lab.folder / "mac", **llamacpp.variables, **llamacpp.given)
     words = ["--boxwright-inventory", str(inventory), "-q", "-p", "no:cacheprovider"]

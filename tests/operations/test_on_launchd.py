@@ -620,26 +620,22 @@ def forms(mac):
 
 @pytest.fixture
 def nobody(mac):
-    """Nobody is signed in, and there is no sample; so it is afterwards."""
-
-    def clear():
-        for user in ("operator", "ada"):
-            mac.logout(user)
-        absent(mac)
-
+    """Nobody is signed in, and there is no sample."""
     if "no such user" in mac.sh("id ada 2>&1"):
         mac.sh("sysadminctl -addUser ada -password 'of the tests'")
         assert mac.sh("id -un ada") == "ada\n"
-    clear()
-    yield mac
-    clear()
+    for user in ("operator", "ada"):
+        mac.logout(user)
+    absent(mac)
+    mac.sh("rm -f /etc/sample/*.good /etc/sample/*.bad /etc/sample/*.asked")
+    return mac
 
 
 @pytest.fixture
-def agent(nobody):
+def agent(mac):
     """The sample in the session of the operator, who is signed in."""
-    nobody.login("operator")
-    agent = Agent(nobody)
+    mac.login("operator")
+    agent = Agent(mac)
     agent.apply()
     return agent
 
@@ -669,6 +665,11 @@ def test_an_agent_starts_when_its_user_signs_in(nobody):
     log = log_path("sample")
     assert nobody.sh(f"stat -f '%Lp %Su' {log} $(dirname {log})") == "600 operator\n755 root\n"
     assert "said at the start" in nobody.sh(f"cat {log}")
+    seen = nobody.sh(f"ps -axww -o command=; launchctl print {agent.target}; cat /Library/LaunchAgents/*")
+    assert "boxwright.sample" in seen
+    assert SECRET not in seen
+    assert nobody.sh(f"grep -rl {SECRET} /var/log /var/run /private/var/lib /Library /Users") == ""
+    assert "Permission denied" in nobody.sh("sudo -u ada cat /etc/sample/secrets.env")
 
     # It is nobody else's.
     nobody.login("ada")
@@ -682,8 +683,6 @@ def test_an_agent_starts_when_its_user_signs_in(nobody):
     assert result.ok, result.printed
     assert AWAY in result.printed
     assert not any(result.changed)
-    nobody.login("operator")
-    agent.until(agent.answers)
     nobody.reboot()
     assert processes(nobody) == ([], [])
     assert agent.apply() == Sample.NOTHING
@@ -695,39 +694,26 @@ def test_an_agent_starts_when_its_user_signs_in(nobody):
     assert nobody.sh("find /private/var /private/etc /Library /opt -name '*boxwright.sample*' -o -name agents") == ""
 
 
-def test_an_agent_has_no_secret_to_show(agent):
-    seen = agent.mac.sh(f"ps -axww -o command=; launchctl print {agent.target}; cat /Library/LaunchAgents/*")
-    assert "boxwright.sample" in seen
-    assert SECRET not in seen
-    assert agent.mac.sh(f"grep -rl {SECRET} /var/log /var/run /private/var/lib /Library /Users") == ""
-    assert "Permission denied" in agent.mac.sh("sudo -u ada cat /etc/sample/secrets.env")
-
-
 @pytest.mark.parametrize(
     ("harm", "changed"),
     [
-        ("launchctl bootout TARGET", {"running"}),
         ("launchctl bootout TARGET; launchctl disable TARGET", {"running"}),
-        ("launchctl bootout TARGET; rm PLIST", {"unit", "running"}),
-        ("chmod 666 PLIST; chown operator PLIST", {"unit"}),
-        ("sed -i '' s/4321/1234/ PLIST", {"unit"}),
+        # It goes on writing to the file that was there.
+        ("chmod 666 PLIST; chown operator PLIST; rm -rf LOG; ln -s /etc/hosts LOG", {"unit"}),
+        ("rm -rf NOTES; ln -s /etc NOTES", {"unit", "running"}),
         (
             "sed -i '' s/4321/1234/ PLIST; launchctl bootout TARGET; "
             "while launchctl print TARGET; do sleep 0.2; done; launchctl bootstrap DOMAIN PLIST",
             {"unit", "running"},
         ),
-        ("echo edited >'/etc/sample/started file'; launchctl kickstart -k TARGET", {"started", "running"}),
         ("chown root /etc/sample/secrets.env; launchctl kickstart -k TARGET", {"secret", "running"}),
-        # It goes on writing to the file that was there.
-        ("rm -rf LOG", {"unit"}),
-        ("rm -rf NOTES", {"unit", "running"}),
-        ("rm -rf LOG; ln -s /etc/hosts LOG; rm -rf NOTES; ln -s /etc NOTES", {"unit", "running"}),
     ],
 )
 def test_an_agent_is_put_right(agent, harm, changed):
+    domain = agent.target.rpartition("/")[0]
     for word, value in {
         "TARGET": agent.target,
-        "DOMAIN": agent.target.rpartition("/")[0],
+        "DOMAIN": domain,
         "PLIST": "/Library/LaunchAgents/boxwright.sample.plist",
         "LOG": log_path("sample"),
         "NOTES": "/var/lib/boxwright/agents/sample",
@@ -735,12 +721,11 @@ def test_an_agent_is_put_right(agent, harm, changed):
         harm = harm.replace(word, value)
     before = agent.says["pid"]
     agent.mac.sh(harm)
-    if "secrets" not in harm and ("bootstrap" in harm or "kickstart" in harm):
+    if "bootstrap" in harm:
         agent.until(agent.answers)
     assert agent.changed() == changed
     assert (agent.says["pid"] == before) == ("running" not in changed)
-    disabled = agent.mac.sh(f"launchctl print-disabled {agent.target.rpartition('/')[0]}")
-    assert '"boxwright.sample" => disabled' not in disabled
+    assert '"boxwright.sample" => disabled' not in agent.mac.sh(f"launchctl print-disabled {domain}")
     assert processes(agent.mac) == ([agent.pid], [agent.pid])
     assert agent.says["limit"].strip() == "4321"
     assert agent.mac.sh("stat -Lf '%Su %Lp' /etc/hosts /etc") == "root 644\nroot 755\n"
@@ -750,83 +735,62 @@ def test_an_agent_that_is_killed_or_changed(agent):
     before = agent.pid
     agent.mac.sh(f"kill -KILL {before}")
     agent.until(lambda: agent.pid not in ("", before) and agent.answers())
-    assert agent.changed() <= {"running"}
-    agent.started = "two\n"
-    assert agent.changed() == {"started", "running"}
-    assert agent.says["started"] == "two\n"
     # Its log is shortened in place.
     log = log_path("sample")
     agent.mac.sh(f"perl -e 'print \"x\" x 11_000_000' >>{log}; launchctl kickstart system/boxwright.logs")
     agent.until(lambda: int(agent.mac.sh(f"stat -f %z {log}")) < 1_000_000)
     assert int(agent.mac.sh(f"stat -f %z {log}.0")) > 11_000_000
-    agent.service = replace(agent.service, environment={"MARK": "new"})
-    assert agent.changed() == {"unit", "running"}
-    assert agent.says["mark"] == "new"
-    assert "said at the start" in agent.mac.sh(f"cat {log}")
-
-
-def test_an_agent_that_does_not_start_is_taken_back(agent):
+    # A file that it reads at its start; and the definition, with which it does not start.
     agent.running = {"roll_back": (SAMPLE.unit_path, "/etc/sample/secrets.env")}
-    agent.started = "kept\n"
-    assert "running" in agent.changed()
+    agent.started = "two\n"
+    assert agent.changed() == {"started", "running"}
+    assert agent.says["started"] == "two\n"
     agent.service = replace(agent.service, command=("/usr/bin/perl", "-e", "die 'no such model'"))
     said = agent.fails()
     assert "no such model" in said
     assert "runs again with its last good configuration; the new one was taken back" in said
-    assert (agent.says["user"], agent.says["started"]) == ("operator", "kept\n")
-    agent.service = AGENT
-    assert agent.apply() == Sample.NOTHING
-    agent.mac.sh("rm -f /etc/sample/*.good /etc/sample/*.bad /etc/sample/*.asked")
+    assert (agent.says["user"], agent.says["started"]) == ("operator", "two\n")
+    agent.service = replace(AGENT, environment={"MARK": "new"})
+    assert agent.changed() == {"unit", "running"}
+    assert agent.says["mark"] == "new"
 
 
 def test_from_daemon_to_agent_and_back(nobody):
     """There is one process and one listener, whatever way it runs, and nothing is left of the other."""
     mac = nobody
-    roll_back = {"roll_back": (SAMPLE.unit_path, "/etc/sample/secrets.env")}
     daemon, operators, adas = Sample(mac), Agent(mac), Agent(mac, "ada")
     for user in ("operator", "ada"):
         mac.login(user)
-    before = []
-    for one, user, target in (
-        (daemon, "_sample", "system"),
-        (operators, "operator", "gui/501"),
-        (adas, "ada", f"gui/{mac.sh('id -u ada').strip()}"),
-        (daemon, "_sample", "system"),
-        (adas, "ada", f"gui/{mac.sh('id -u ada').strip()}"),
-    ):
-        one.running = roll_back
-        assert one.changed() >= {"unit", "running"}
+    number = mac.sh("id -u ada").strip()
+    places = {"_sample": "system", "operator": "gui/501", "ada": f"gui/{number}"}
+    for one, user in ((daemon, "_sample"), (operators, "operator"), (adas, "ada"), (daemon, "_sample")):
+        one.running = {"roll_back": (SAMPLE.unit_path, "/etc/sample/secrets.env")}
+        assert {step for step, did in one.apply().items() if did} >= {"unit", "running"}
         assert one.says["user"] == user
         assert processes(mac) == ([one.pid], [one.pid])
-        folder = "LaunchDaemons" if target == "system" else "LaunchAgents"
+        folder = "LaunchDaemons" if user == "_sample" else "LaunchAgents"
         assert forms(mac) == [f"/Library/{folder}/boxwright.sample.plist"]
         found = [
-            place
-            for place in ("system", "gui/501", f"gui/{mac.sh('id -u ada').strip()}")
-            if mac.as_root(f"launchctl print {place}/boxwright.sample")[0] == 0
+            whose for whose, place in places.items() if mac.as_root(f"launchctl print {place}/boxwright.sample")[0] == 0
         ]
-        assert found == [target]
-        owner = "root" if target == "system" else user
+        assert found == [user]
+        owner = "root" if user == "_sample" else user
         assert mac.sh(f"stat -f %Su {log_path('sample')} /etc/sample/secrets.env.good").split() == [owner] * 2
-        assert one.pid not in before
-        before.append(one.pid)
+    assert daemon.apply() == Sample.NOTHING
     # Its user is away: it does not go on as what it was.
-    assert "running" in daemon.changed()
     mac.logout("operator")
     result = operators.run()
     assert result.ok, result.printed
     assert AWAY in result.printed
     assert processes(mac) == ([], [])
-    assert operators.apply() == Sample.NOTHING
-    mac.login("operator")
-    operators.until(operators.answers)
     # A run that was killed when both were defined.
     mac.run(lambda: services.unit(SAMPLE), system="darwin")
     assert len(forms(mac)) == 2
+    mac.login("operator")
+    operators.until(operators.answers)
     assert operators.changed() >= {"running"}
     assert forms(mac) == ["/Library/LaunchAgents/boxwright.sample.plist"]
     assert processes(mac) == ([operators.pid], [operators.pid])
-    mac.sh("rm -f /etc/sample/*.good /etc/sample/*.bad /etc/sample/*.asked")
 
 
 def test_an_agent_of_who_is_not_there(nobody):
