@@ -1,5 +1,7 @@
 """What has another name, or lies elsewhere, on Linux and on a Mac: for roles that are otherwise the same on both."""
 
+from typing import Any
+
 from boxwright import launchd
 from boxwright.facts.homebrew import PREFIX
 from boxwright.settings import System
@@ -19,6 +21,13 @@ def python(system: System) -> str:
 def account(system: System, name: str) -> str:
     """The account of the service `name`: on a Mac those of services begin with a line below."""
     return f"_{name}" if system == "darwin" else name
+
+
+def runs_as(system: System, name: str, agent: str = "") -> dict[str, Any]:
+    """Whose the service `name` is, as `Service` has it: its own account's, or an agent of the person `agent`."""
+    if agent:
+        return {"user": agent, "agent": True}
+    return {"user": account(system, name), "group": account(system, name)}
 
 
 def as_account(system: System, name: str) -> str:

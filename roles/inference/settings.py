@@ -5,11 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from boxwright import systems
 from boxwright.errors import Problem
 from boxwright.graphics import lent
 from boxwright.models import Engine, Model
-from boxwright.settings import ByteSize, On, RoleSettings, Secret, System
+from boxwright.settings import ByteSize, On, RoleSettings, Secret
 from boxwright.sizes import human
 
 # Accounts that every Mac has, in small letters.
@@ -63,13 +62,6 @@ class InferenceSettings(RoleSettings, prefix="inference"):
         "their own, which serve from the boot on, whoever is signed in. LM Studio is always one.",
         examples=["ada"],
     )
-
-    def runs_as(self, system: System, engine: str) -> dict[str, Any]:
-        """Whose the service of `engine` is, as `Service` has it."""
-        if self.agent_user:
-            return {"user": self.agent_user, "agent": True}
-        account = systems.account(system, engine)
-        return {"user": account, "group": account}
 
     @property
     def running(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def service(box: Box, server: Server) -> Service:
         name=server.unit,
         description=f"MLX on 127.0.0.1:{box.mlx.port}",
         command=(f"{environment(box)}/bin/python", PROGRAM, CONFIGURATION),
-        **box.inference.runs_as(box.system, USER),
+        **systems.runs_as(box.system, USER, box.inference.agent_user),
         # Without it MLX compiles parts of a model with the C++ compiler of a Linux machine, where there is one. On a
         # Mac, Metal does that by itself.
         environment={"MLX_DISABLE_COMPILE": "1"} if box.system == "linux" else {},
@@ -132,7 +132,7 @@ def install(box: Box) -> None:
 
 def configure(box: Box, server: Server) -> None:
     """What the server reads at its start -- accepted only with a model that can be loaded -- and its unit."""
-    reader = systems.as_user(box.system, box.inference.runs_as(box.system, USER)["user"])
+    reader = systems.as_user(box.system, box.inference.agent_user or systems.account(box.system, USER))
     files.content(name="mlx: write the program", path=PROGRAM, text=render("mlx/server.py"))
     files.directory(name="mlx: folder of settings", path="/etc/boxwright")
     files.content(

@@ -214,7 +214,7 @@ def service(box: Box) -> Service:
         name="ollama",
         description=f"Ollama on 127.0.0.1:{box.ollama.port}",
         command=(program(box), "serve"),
-        **box.inference.runs_as(box.system, USER),
+        **systems.runs_as(box.system, USER, box.inference.agent_user),
         environment_file=ENVIRONMENT,
         restart_files=(f"{folder(box)}/{WHOLE}",),
         probe=("/bin/sh", READY, box.ollama.base_url, PRELOADED),
