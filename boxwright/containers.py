@@ -144,7 +144,7 @@ def choose(found: Sequence[Runtime], asked: str, instead: str) -> Runtime | Prob
 
 
 def _problem(message: str, help: str) -> Problem:
-    return Problem(code="BW125", variable=SOCKET_VARIABLE, message=message, help=help)
+    return Problem(code="BW124", variable=SOCKET_VARIABLE, message=message, help=help)
 
 
 def when_it_runs(runtime: Runtime, what: str) -> str:

@@ -167,9 +167,13 @@ def gguf_problems(model: Model, engine: str) -> Iterable[Problem]:
         )
 
 
-def hidden_problems(model: Model, system: System) -> Iterable[Problem]:
-    """What keeps an engine that reads a model where it lies from serving `model`."""
+def hidden_problems(model: Model, system: System, agent: str = "") -> Iterable[Problem]:
+    """What keeps an engine that reads a model where it lies from serving `model`; of a LaunchAgent of the user `agent`
+    also where that is theirs.
+    """
     shared = _SHARED[system]
+    if agent and model.path.startswith(f"/Users/{agent}/"):
+        return
     if model.path.startswith(HIDDEN[system]) and not model.path.startswith(f"{shared}/"):
         yield cannot(
             f"the model `{model.name}` is in {model.path}, which no service of the box sees",
@@ -189,17 +193,17 @@ def lasting_problems(model: Model, engine: str) -> Iterable[Problem]:
         )
 
 
-def folder_problems(model: Model, engine: str, system: System) -> Iterable[Problem]:
+def folder_problems(model: Model, engine: str, system: System, agent: str = "") -> Iterable[Problem]:
     """What keeps an engine that reads a folder of safetensors, and keeps it in memory, from serving `model`.
 
-    `engine` is its name for people.
+    `engine` is its name for people; `agent` as in `hidden_problems`.
     """
     if model.location and (model.is_gguf or not (model.files or model.path)):
         yield cannot(
             f"{engine} reads a model that is a folder, and the model `{model.name}` is one file",
             "name its `files`, or the `path` of a folder, or another engine",
         )
-    yield from hidden_problems(model, system)
+    yield from hidden_problems(model, system, agent)
     names = {file.name for file in model.files}
     if names and "config.json" not in names:
         yield cannot(f"the model `{model.name}` has no config.json among its `files`", "name all files that it needs")

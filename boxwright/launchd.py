@@ -1,4 +1,4 @@
-"""A `Service` as a LaunchDaemon of macOS. Pure functions, and the program on the box that stands before each service.
+"""A `Service` as a LaunchDaemon or LaunchAgent of macOS. Pure functions, and the program that stands before each.
 
 launchd knows no start order, no readiness, no reload, no file of secrets and no record of what a process was started
 with. STARTER adds on the box what must be there at every start, whoever asks for it; the rest is asked by
@@ -15,9 +15,14 @@ from typing import Any
 from boxwright.services import Service
 
 DAEMONS = "/Library/LaunchDaemons"
+# Loaded into the session of everybody who signs in: STARTER takes it out again where it is not the user's.
+AGENTS = "/Library/LaunchAgents"
 # Emptied by macOS at each boot. Only root may look into it, as with systemd.
 STAMPS = "/var/run/boxwright"
 LOGS = "/var/log/boxwright"
+# Below it the starter of a LaunchAgent, which is not root, notes what STAMPS has of a daemon, in a folder of its user's
+# for each. Notes name their process, so that those from before a boot tell nothing.
+AGENTS_NOTES = "/var/lib/boxwright/agents"
 # Below it each service with credentials has a folder that nobody else may enter; it is made anew at each start.
 CREDENTIALS = "/var/run/boxwright-credentials"
 # A file beside a plist might be taken for one more by launchd: what is kept for the way back is elsewhere.
@@ -37,6 +42,7 @@ STARTER = (
     r"""#!/usr/bin/perl
 # Written by boxwright. Stands before the services of this Mac:
 #   start OPTION VALUE ... -- PROGRAM ...   makes folders, waits, notes what is there, and becomes the program
+#                                           (root starts it, or, with --notes, launchd for whoever has signed in)
 #   call OPTION VALUE ... -- PROGRAM ...    runs a program as the service would: its user, its environment
 #   stamps FILE ...                         prints a line for each that changes when the file does
 #   rotate BYTES KEEP FOLDER                shortens logs
@@ -119,18 +125,24 @@ sub wait_for {
     select undef, undef, undef, 0.2 until $there->();
 }
 
+# Without a group it is the user's own, and without a home the environment has nothing of the user's either.
 sub account {
     my ($user, $group) = @_;
-    my $uid = getpwnam $user // fail("there is no user $user");
-    my $gid = getgrnam $group // fail("there is no group $group");
-    return (scalar getpwnam $user, scalar getgrnam $group);
+    my ($uid, $gid, $home) = (getpwnam $user)[2, 3, 7];
+    fail("there is no user $user") if !defined $uid;
+    if ($group ne '') { $gid = getgrnam $group // fail("there is no group $group") }
+    @ENV{qw(HOME USER LOGNAME)} = ($home, $user, $user) if !defined $ENV{HOME};
+    return ($uid, $gid);
 }
 
 # Like systemd: the service's, and closed to others; handed over when the account was made anew.
 sub folder {
     my ($path, $uid, $gid) = @_;
     (my $above = $path) =~ s{/[^/]+$}{};
+    # Others have folders there too.
+    my $mask = umask 0022;
     -d $above || tool('mkdir', '-p', $above) or fail("cannot make $above");
+    umask $mask;
     mkdir $path, 0700 or fail("cannot make the folder $path: $!") if !-e $path && !-l $path;
     my @found = lstat $path;
     fail("$path should be a folder") if !-d _;
@@ -166,7 +178,7 @@ sub credentials {
 # For good, and in this very process. Perl tells by $! alone that the list of groups could not be set.
 sub become {
     my ($uid, $gid) = @_;
-    return if !$uid;
+    return if $< == $uid && $> == $uid;
     $! = 0;
     $) = "$gid $gid";
     fail("cannot leave root's groups: $!") if $!;
@@ -175,7 +187,7 @@ sub become {
 }
 
 sub options {
-    my %one = map { $_ => '' } qw(name identity user group environment address main-pid seconds);
+    my %one = map { $_ => '' } qw(name identity user group environment address main-pid seconds notes log);
     my %many = map { $_ => [] } qw(file folder reads loads credential);
     while (@_ && $_[0] ne '--') {
         my ($key, $value) = splice @_, 0, 2;
@@ -193,6 +205,18 @@ sub options {
 sub start {
     my ($one, $many, @program) = options(@_);
     my ($uid, $gid) = account(@$one{qw(user group)});
+    if ($one->{notes}) {
+        # launchd loads what is for one user into the session of each.
+        if ($< != $uid) {
+            exec '/bin/launchctl', 'bootout', "gui/$</boxwright.$one->{name}";
+            fail("cannot leave the session of user $<: $!");
+        }
+        $stamps = $one->{notes};
+    }
+    if ($one->{log}) {
+        open STDOUT, '>>', $one->{log} or fail("cannot write $one->{log}: $!");
+        open STDERR, '>&', \*STDOUT or fail("cannot write $one->{log}: $!");
+    }
     folder($_, $uid, $gid) for @{ $many->{folder} };
     wait_for("the address $one->{address}", sub { bindable($one->{address}) }) if $one->{address};
     for my $path (@{ $many->{file} }) { wait_for($path, sub { -e $path }) }
@@ -310,8 +334,19 @@ def label(service: Service | str) -> str:
 
 
 def plist_path(service: Service | str) -> str:
-    """Where its definition is kept on the box."""
-    return f"{DAEMONS}/{label(service)}.plist"
+    """Where its definition is kept on the box; of a name it is that of a LaunchDaemon."""
+    agent = isinstance(service, Service) and service.agent
+    return f"{AGENTS if agent else DAEMONS}/{label(service)}.plist"
+
+
+def session(service: Service) -> str:
+    """The user in whose session it runs; empty for a LaunchDaemon."""
+    return service.user if service.agent else ""
+
+
+def notes(service: Service | str, session: str) -> str:
+    """Where it is noted what its process was started with: this, and an ending."""
+    return f"{AGENTS_NOTES}/{service}/{service}" if session else f"{STAMPS}/{service}"
 
 
 def log_path(service: Service | str) -> str:
@@ -321,6 +356,10 @@ def log_path(service: Service | str) -> str:
 
 def _user_and_group(service: Service) -> tuple[str, str]:
     user, group = service.user, service.group or service.user
+    if service.agent:
+        if user in ("", "root") or user.startswith("_"):
+            raise ValueError(f"the service {service.name} is a LaunchAgent of {user or 'nobody'}, who never signs in")
+        return user, service.group
     if not user:
         raise ValueError(
             f"the service {service.name} names no user: macOS has no users that exist only while a service runs"
@@ -339,6 +378,9 @@ def folders(service: Service) -> tuple[str, ...]:
 def environment(service: Service) -> dict[str, str]:
     """The environment of the process, without what its `environment_file` adds."""
     user, _ = _user_and_group(service)
+    if service.agent:
+        # launchd, or else STARTER, adds whose it is, and where that home is.
+        return {"PATH": PATH, **service.environment}
     home = f"{STATE}/{service.state_directory}" if service.state_directory else "/var/empty"
     if user == "root":
         home = "/var/root"
@@ -385,6 +427,8 @@ def plist(service: Service) -> str:
 
 def _arguments(service: Service, definition: str) -> list[str]:
     words = [STARTER_PATH, "start", *_accounts(service)]
+    if service.agent:
+        words += ["--notes", f"{AGENTS_NOTES}/{service.name}", "--log", log_path(service)]
     for path in folders(service):
         words += ["--folder", path]
     if service.wait_for_address:
@@ -409,6 +453,11 @@ def _plist(service: Service, definition: str) -> dict[str, Any]:
         )
     if service.requires or service.oneshot:
         raise ValueError(f"the service {service.name} depends on another, or is one: launchd knows no such thing")
+    if service.agent and (service.schedule or service.credentials or service.reload_files or folders(service)):
+        raise ValueError(
+            f"the service {service.name} is a LaunchAgent, which has no `schedule`, `credentials` or `reload_files`, "
+            "and no folders of its own: root must see to those"
+        )
     values: dict[str, Any] = {
         "Label": label(service),
         "ProgramArguments": _arguments(service, definition),
@@ -424,9 +473,12 @@ def _plist(service: Service, definition: str) -> dict[str, Any]:
     values |= {
         "ExitTimeOut": service.stop_timeout,
         "Umask": 0o077,
-        "StandardOutPath": log_path(service),
-        "StandardErrorPath": log_path(service),
     }
+    if service.agent:
+        values["LimitLoadToSessionType"] = "Aqua"
+    else:
+        # Of an agent STARTER opens it: another user's session could not be started with it, nor so be left.
+        values |= {"StandardOutPath": log_path(service), "StandardErrorPath": log_path(service)}
     limits = _limits(service)
     if limits:
         values |= {"SoftResourceLimits": limits, "HardResourceLimits": limits}

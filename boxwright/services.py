@@ -36,7 +36,8 @@ class Service:
     `notify` says so by itself, which only systemd hears: on a Mac it needs a probe. The start returns when it is ready,
     or fails after `start_timeout` seconds.
 
-    `user` empty means a user that exists only while the service runs, which a Mac does not have.
+    `user` empty means a user that exists only while the service runs, which a Mac does not have. With `agent` it is a
+    person of a Mac, in whose session the service runs from the login to the logout, in their home: a LaunchAgent.
     `restart_files` are read by the process at its start, `reload_files` again at each `reload_command`;
     `environment_file` counts among the former.
     `wait_for_address` is an address of the box that must exist before the start, `wait_for_files` are paths that must,
@@ -65,6 +66,7 @@ class Service:
     command: tuple[str, ...]
     user: str = ""
     group: str = ""
+    agent: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     environment_file: str = ""
     credentials: Mapping[str, str] = field(default_factory=dict)

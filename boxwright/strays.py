@@ -56,7 +56,7 @@ def condition(
     ports: Mapping[int, str], ask: Callable[[tuple[int, ...]], Iterable[Listener]] | None = None
 ) -> Callable[["Machine"], Iterable[Problem]]:
     """A condition of the preflight: on `ports`, each with the variable that sets it, nobody listens but our engines."""
-    ours = {account("darwin", engine) for engine in ENGINES}
+    ours = {"", *(account("darwin", engine) for engine in ENGINES)}
 
     def asked(wanted: tuple[int, ...]) -> Iterable[Listener]:
         from pyinfra import host  # here: only a run has a host

@@ -96,6 +96,8 @@ def systemd_unit(service: Service | PackagedService) -> str:
     """The unit file of `service`, or the drop-in of a packaged one."""
     if isinstance(service, PackagedService):
         return _dropin(service, identity(service))
+    if service.agent:
+        raise ValueError(f"the service {service.name} is a LaunchAgent, which only a Mac has")
     return _unit(service, identity(service))
 
 

@@ -1,5 +1,7 @@
 """What has another name, or lies elsewhere, on Linux and on a Mac: for roles that are otherwise the same on both."""
 
+from typing import Any
+
 from boxwright import launchd
 from boxwright.facts.homebrew import PREFIX
 from boxwright.settings import System
@@ -21,9 +23,21 @@ def account(system: System, name: str) -> str:
     return f"_{name}" if system == "darwin" else name
 
 
+def runs_as(system: System, name: str, agent: str = "") -> dict[str, Any]:
+    """Whose the service `name` is, as `Service` has it: its own account's, or an agent of the person `agent`."""
+    if agent:
+        return {"user": agent, "agent": True}
+    return {"user": account(system, name), "group": account(system, name)}
+
+
 def as_account(system: System, name: str) -> str:
     """Words before a shell command that root runs as the account of the service `name`."""
-    return f"sudo -n -H -u {account(system, name)} --" if system == "darwin" else f"runuser -u {name} --"
+    return as_user(system, account(system, name))
+
+
+def as_user(system: System, user: str) -> str:
+    """The same for any account."""
+    return f"sudo -n -H -u {user} --" if system == "darwin" else f"runuser -u {user} --"
 
 
 def state_folder(system: System, name: str) -> str:

@@ -24,8 +24,22 @@ def problem(filevault: FileVault, accepted: bool) -> Problem | None:
     )
 
 
-def words(found: StartState) -> Iterator[str]:
-    """What the operator should know of the next start, one sentence for each thing."""
+def agents(found: StartState | None, user: str) -> str:
+    """What it means that engines run in the session of `user`."""
+    first = f"the engines run in the session of {user}: nothing is served after a start of the Mac"
+    if found and found.login == user and found.filevault == "off":
+        return f"{first} until it has signed {user} in by itself, nor when {user} has signed out"
+    unlocked = "it is unlocked and " if found and found.filevault == "on" else ""
+    return (
+        f"{first}, as after a power cut, until {unlocked}{user} signs in at its screen, nor when {user} has signed "
+        "out; without `inference_agent_user` they serve from the boot on"
+    )
+
+
+def words(found: StartState, agent: str = "") -> Iterator[str]:
+    """What the operator should know of the next start, one sentence for each thing; `agent` is in whose session the
+    engines run.
+    """
     if found.filevault == "on":
         yield (
             "FileVault is on: after each start somebody must unlock the Mac, at its keyboard or, from macOS 26 on, "
@@ -46,7 +60,7 @@ def words(found: StartState) -> Iterator[str]:
         )
     if found.installs_responses is False:
         yield "security responses are not installed by themselves: see Software Update in System Settings"
-    if found.login:
+    if found.login and found.login != agent:
         yield (
             f"{found.login} is signed in at each start without a password, for whoever sits in front of the Mac; "
             "boxwright needs nobody to be signed in (System Settings > Users & Groups)"

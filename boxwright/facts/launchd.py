@@ -9,20 +9,33 @@ from pyinfra.api.exceptions import FactProcessError
 from boxwright.facts.api import Fact
 from boxwright.facts.files import STATE, FileState, parse_state
 from boxwright.facts.services import Record, parse_record
-from boxwright.launchd import CREDENTIALS, DAEMONS, KEPT, LOGS, STAMPS, STARTER_PATH, label, plist_path
+from boxwright.launchd import (
+    AGENTS,
+    AGENTS_NOTES,
+    CREDENTIALS,
+    DAEMONS,
+    KEPT,
+    LOGS,
+    STAMPS,
+    STARTER_PATH,
+    label,
+    notes,
+    plist_path,
+)
 from boxwright.shell import script
 
 # `look` asks launchd about $target; it is true when the job is loaded, and then prints a few of what `launchctl print`
 # says of it. Its exit status is the interface: 113 is the one way in which it says that there is no such job, and 1 or
-# 5 mean that it does not know. Of the text only lines with exactly one tab outside of blocks are read: blocks repeat
-# the same words about other things, and an argument with line breaks can look like anything. The environment, which is
-# in the text too, is never printed.
+# 5 mean that it does not know. Where nobody of that number is signed in, there is no session to ask about (112, or 125
+# where they came by SSH), and nothing of it runs. Of the text only lines with exactly one tab outside of blocks are
+# read: blocks repeat the same words about other things, and an argument with line breaks can look like anything. The
+# environment, which is in the text too, is never printed.
 LOOK = r"""
 look() {
     said=$(launchctl print "$target" 2>&1)
-    case $? in
-        0) ;;
-        113) return 1 ;;
+    case $?:$target in
+        0:*) ;;
+        113:* | 112:gui/* | 125:gui/*) return 1 ;;
         *) printf 'launchctl cannot say whether %s is loaded: %s\n' "$target" "$(printf '%s' "$said" | tail -n 1)" >&2
            exit 1 ;;
     esac
@@ -44,6 +57,38 @@ look() {
     # The code is that of the time before it was last killed by something that has no code.
     [ -z "$why" ] || ended=$why
 }
+# The job with the label $1: in the session of the user $2, or the system's where there is none.
+target_of() {
+    if [ -z "$2" ]; then
+        echo "system/$1"
+    else
+        number=$(id -u "$2" 2>/dev/null) || { echo "there is no user $2" >&2; return 1; }
+        echo "gui/$number/$1"
+    fi
+}
+# Whether the user $1 is signed in at the Mac itself: that is a session of its own, with a screen.
+signed_in() {
+    number=$(id -u "$1" 2>/dev/null) || { echo "there is no user $1" >&2; exit 1; }
+    launchctl print "gui/$number" >/dev/null 2>&1
+    case $? in
+        0) ;;
+        112 | 113 | 125) return 1 ;;
+        *) echo "launchctl cannot say whether $1 is signed in" >&2; exit 1 ;;
+    esac
+}
+# Whether the service $1 with the label $2 is, or was, an agent.
+agent() { [ -e @AGENTS@/"$2".plist ] || [ -e @NOTES@/"$1" ]; }
+# Where else than at $target launchd has that label: as a daemon, or, of an agent, in the session of anybody.
+elsewhere() {
+    here=$target
+    people=
+    if agent "$1" "$2"; then people=$(dscl . -list /Users UniqueID) || exit 1; fi
+    for domain in system $(printf '%s\n' "$people" | awk '$2 >= 500 { print "gui/" $2 }'); do
+        target=$domain/$2
+        if [ "$target" != "$here" ] && look; then echo "$target"; fi
+    done
+    target=$here
+}
 value() { printf '%s\n' "$seen" | sed -n "s/^$1=//p"; }
 # Names the process $1 for good, as the starter does when it becomes the service (boxwright/launchd.py).
 invocation() {
@@ -56,12 +101,20 @@ disabled() {
         $1 == name && $2 == "=>" && ($3 == "disabled" || $3 == "true") { found = 1 }
         END { exit !found }'
 }
+""".replace("@AGENTS@", AGENTS).replace("@NOTES@", AGENTS_NOTES)
+
+# `noted FILE` prints a record. That of an agent is in a folder of its user's, and is read as they would read it.
+NOTED = """
+noted() { if [ -n "$session" ]; then as_user "$session" cat -- "$1"; else cat -- "$1"; fi 2>/dev/null; }
 """
 
 
 @dataclass(frozen=True)
 class JobState:
     """A job as launchd sees it; `state`, `pid` (0: no process) and `ended` (how it last did) are what it prints.
+
+    Of an agent, `away` says that its user is not signed in, so that there is nothing to ask. `elsewhere` are targets by
+    which launchd has the service in other ways, and `left` the files of the other way: a daemon's, or an agent's.
 
     `invocation` names the process, `starting` says that it is still the starter, which waits, and `ready` that a run
     has seen it ready. `started` and `loaded` are the records of the starter, None where there is none; `started_now`
@@ -70,6 +123,9 @@ class JobState:
 
     here: bool
     disabled: bool
+    away: bool = False
+    elsewhere: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     state: str = ""
     pid: int = 0
     ended: str = ""
@@ -88,12 +144,31 @@ class JobState:
 
 
 class Job(Fact[JobState]):
-    """The `JobState` of the service called `service`, whose process reads `started_with` and `reloads`."""
+    """The `JobState` of the service called `service`, whose process reads `started_with` and `reloads`. `session` is
+    the user in whose session it runs, empty for a daemon.
+    """
 
-    def command(self, service: str, started_with: tuple[str, ...], reloads: tuple[str, ...]) -> StringCommand:
+    def command(
+        self, service: str, started_with: tuple[str, ...], reloads: tuple[str, ...], session: str = ""
+    ) -> StringCommand:
         text = f"""
-name=$1 target=system/$2 count=$3
-shift 3
+name=$1 label=$2 session=$3 notes=$4 count=$5
+shift 5
+target=$(target_of "$label" "$session") || exit 1
+places=$(elsewhere "$name" "$label") || exit 1
+for place in $places; do echo "elsewhere=$place"; done
+left() {{ for path; do if [ -e "$path" ]; then echo "left=$path"; fi; done; }}
+if [ -n "$session" ]; then
+    left {KEPT}/"$label".plist.* {DAEMONS}/"$label".plist
+elif agent "$name" "$label"; then
+    # Its log is its user's. The last of these tells that something is left.
+    left {KEPT}/agent."$label".plist.* {AGENTS}/"$label".plist {LOGS}/"$name"/"$name".log* {AGENTS_NOTES}/"$name"
+fi
+if [ -n "$session" ] && ! signed_in "$session"; then
+    echo away=yes
+    echo here=no
+    exit 0
+fi
 if disabled; then echo disabled=yes; fi
 if look; then
     printf '%s\\n' here=yes "state=$state" "pid=$pid" "ended=$ended"
@@ -107,15 +182,17 @@ else
     echo here=no
 fi
 for record in started loaded; do
-    if [ -e "{STAMPS}/$name.$record" ]; then
-        sed "s/^/$record=/" "{STAMPS}/$name.$record" || exit 1
-    fi
+    noted "$notes.$record" | sed "s/^/$record=/" || exit 1
 done
 # The first $count files are read at the start, the others again at each reload; each gives one line.
 [ -x {STARTER_PATH} ] || exit 0
-{STARTER_PATH} stamps "$@" | awk -v count="$count" '{{ print (NR <= count ? "started_now=" : "loaded_now=") $0 }}'
+# What the user of an agent may not read, its starter could not either.
+set -- {STARTER_PATH} stamps "$@"
+[ -z "$session" ] || set -- as_user "$session" "$@"
+"$@" | awk -v count="$count" '{{ print (NR <= count ? "started_now=" : "loaded_now=") $0 }}'
 """
-        return script(LOOK + text, service, label(service), len(started_with), *started_with, *reloads)
+        where = (label(service), session, notes(service, session))
+        return script(LOOK + NOTED + text, service, *where, len(started_with), *started_with, *reloads)
 
     def process(self, output: Sequence[str]) -> JobState:
         values = _values(output, {"here"})
@@ -123,6 +200,9 @@ done
         return JobState(
             here=_one(values, "here") == "yes",
             disabled="disabled" in values,
+            away="away" in values,
+            elsewhere=tuple(values.get("elsewhere", ())),
+            left=tuple(values.get("left", ())),
             state=_one(values, "state"),
             pid=int(pid),
             ended=_one(values, "ended"),
@@ -254,13 +334,13 @@ class Definition(Fact[DefinitionState]):
 
 @dataclass(frozen=True)
 class JobTraces:
-    """What is left of a service: `paths` are files and folders of it; `here` says that launchd has its job.
+    """What is left of a service: `paths` are files and folders of it, `jobs` the targets by which launchd has it.
 
     `others` are the definitions of the other services that need the starter.
     """
 
     paths: tuple[str, ...]
-    here: bool
+    jobs: tuple[str, ...]
     others: tuple[str, ...]
 
 
@@ -269,23 +349,39 @@ class Traces(Fact[JobTraces]):
 
     def command(self, service: str) -> StringCommand:
         text = f"""
-            name=$1 target=system/$2
-            if look; then echo here=yes; else echo here=no; fi
+            name=$1 target=
+            echo traces=
+            places=$(elsewhere "$1" "$2") || exit 1
+            for place in $places; do echo "job=$place"; done
             for path in {DAEMONS}/"$2".plist {KEPT}/"$2".plist.good {KEPT}/"$2".plist.bad {KEPT}/"$2".plist.asked \\
+                {KEPT}/agent."$2".plist.* {AGENTS}/"$2".plist {AGENTS_NOTES}/"$name" \\
                 {STAMPS}/"$name".started {STAMPS}/"$name".loaded {STAMPS}/"$name".loading {STAMPS}/"$name".ready \\
                 {STAMPS}/"$name".defined {STAMPS}/"$name".*.new {CREDENTIALS}/"$name" {LOGS}/"$name"; do
                 if [ -e "$path" ] || [ -L "$path" ]; then echo "path=$path"; fi
             done
-            for path in {DAEMONS}/*.plist; do
-                [ "$path" != {DAEMONS}/"$2".plist ] && grep -q -s -F -- {STARTER_PATH} "$path" && echo "other=$path"
+            for path in {DAEMONS}/*.plist {AGENTS}/*.plist; do
+                case $path in {DAEMONS}/"$2".plist | {AGENTS}/"$2".plist) continue ;; esac
+                grep -q -s -F -- {STARTER_PATH} "$path" && echo "other=$path"
             done
             exit 0
             """
         return script(LOOK + text, service, label(service))
 
     def process(self, output: Sequence[str]) -> JobTraces:
-        values = _values(output, {"here"})
-        return JobTraces(tuple(values.get("path", ())), _one(values, "here") == "yes", tuple(values.get("other", ())))
+        values = _values(output, {"traces"})
+        return JobTraces(*(tuple(values.get(key, ())) for key in ("path", "job", "other")))
+
+
+class SignedIn(Fact[bool]):
+    """Whether `user` is signed in at the Mac itself, so that LaunchAgents of theirs run."""
+
+    def command(self, user: str) -> StringCommand:
+        return script(LOOK + 'if signed_in "$1"; then echo yes; else echo no; fi', user)
+
+    def process(self, output: Sequence[str]) -> bool:
+        if list(output) not in (["yes"], ["no"]):
+            raise FactProcessError(f"neither yes nor no: {list(output)!r}")
+        return list(output) == ["yes"]
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,24 @@ class Listener:
 
 
 class Listeners(Fact[tuple[Listener, ...]]):
-    """The `Listener`s on `ports`."""
+    """The `Listener`s on `ports`; the account of those that are LaunchAgents of ours is empty."""
 
     def command(self, ports: tuple[int, ...]) -> StringCommand:
-        text = """
+        text = r"""
             echo examined
+            # Whether a process is one that launchd has started for us in somebody's session.
+            ours() {
+                session=gui/$(ps -o uid= -p "$1" | tr -d ' ')
+                for plist in /Library/LaunchAgents/boxwright.*.plist; do
+                    label=${plist##*/}
+                    launchctl print "$session/${label%.plist}" 2>/dev/null | grep -q "^	pid = $1\$" && return
+                done
+                return 1
+            }
             for port; do
                 # Lines of one field: p and the process. Without a listener it ends with 1.
                 for process in $(lsof -nP -iTCP:"$port" -sTCP:LISTEN -F p | sed -n 's/^p//p' | sort -u); do
+                    if ours "$process"; then echo "$port $process"; continue; fi
                     echo "$port $process $(ps -ww -o user= -o comm= -p "$process")"
                 done
             done

@@ -2,14 +2,28 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
-from pyinfra import host
+from pyinfra import host, logger
 from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import OperationValueError
 
 from boxwright.facts.files import FileState
-from boxwright.facts.launchd import CURRENT, LOOK, Definition, ForeignJobs, Job, JobState, Task, TaskState, Traces
+from boxwright.facts.launchd import (
+    CURRENT,
+    LOOK,
+    NOTED,
+    Definition,
+    ForeignJobs,
+    Job,
+    JobState,
+    Task,
+    TaskState,
+    Traces,
+)
 from boxwright.launchd import (
+    AGENTS,
+    AGENTS_NOTES,
     CREDENTIALS,
     DAEMONS,
     EXITS,
@@ -23,8 +37,10 @@ from boxwright.launchd import (
     identity,
     label,
     log_path,
+    notes,
     plist,
     plist_path,
+    session,
     started_with,
 )
 from boxwright.operations.api import Commands
@@ -50,9 +66,9 @@ boot_out() {{
     look || return 0
     said=$(launchctl bootout "$target" 2>&1)
     code=$?
-    # 3: not there; 36: still ending; 5: may be either
-    case $code in
-        0 | 3 | 5 | 36) ;;
+    # 3: not there; 36: still ending; 5: may be either; the others: its session is ending, or has ended, by a logout
+    case $code:$target in
+        0:* | 3:* | 5:* | 36:* | 112:gui/* | 113:gui/* | 124:gui/* | 125:gui/*) ;;
         *) printf '%s\\n' "$said" >&2; return 1 ;;
     esac
     until=$(($(now) + patience + 15))
@@ -89,14 +105,16 @@ define() {{
 """
 
 # $1 verb, $2 name, $3 label, $4 its plist, $5 paths that are taken back, $6 $7 seconds for start and stop, $8 its log,
-# $9 the words before a command that is run as the service; then its probe, the command that reloads it, the files that
-# this reads (each as text that the shell reads as words, maybe none), and the command that must succeed then.
+# $9 the words before a command that is run as the service; then the user in whose session it runs, or nothing; where it
+# notes what it was started with; its probe, the command that reloads it, the files that this reads (each as text that
+# the shell reads as words, maybe none), and the command that must succeed then.
 _JOB = f"""
-{LOOK}
-verb=$1 name=$2 unit=$3 target=system/$3 plist=$4 files=$5 seconds=$6 patience=$7 log=$8 as_service=$9
+{LOOK}{NOTED}
+verb=$1 name=$2 unit=$3 plist=$4 files=$5 seconds=$6 patience=$7 log=$8 as_service=$9
 shift 9
-probe=$1 reload=$2 loads=$3
-shift 3
+session=$1 notes=$2 probe=$3 reload=$4 loads=$5
+shift 5
+target=$(target_of "$unit" "$session") || exit 1
 umask 077
 {_VERBS}
 # The process is there, and has become the service. A job that ends at once is started again and again: it is not waited
@@ -111,7 +129,7 @@ arrive() {{
             who=$(invocation "$pid")
             case $(ps -o command= -p "$pid") in
                 '' | *"{STARTER_PATH} start "*) ;;
-                *) case $(cat {STAMPS}/"$name".started 2>/dev/null) in "$who "*) return 0 ;; esac ;;
+                *) case $(noted "$notes".started) in "$who "*) return 0 ;; esac ;;
             esac
         elif [ -z "$pid" ] && [ -n "$first" ]; then
             break
@@ -143,7 +161,7 @@ ready() {{
         if [ "$pid" != "$was" ]; then echo "$unit does not stay up: $(explain "$ended")" >&2; fi
         return 1
     fi
-    printf '%s\\n' "$who" >{STAMPS}/"$name".ready
+    mkdir -p -- {STAMPS} && printf '%s\\n' "$who" >{STAMPS}/"$name".ready
 }}
 begin() {{
     size=$(wc -c <"$log" 2>/dev/null) || size=0
@@ -174,13 +192,20 @@ tell() {{
     tail -c "+$((size + 1))" <"$log" | tail -n 20 >&2
 }}
 beside() {{
-    case $1 in {DAEMONS}/*) printf '%s\\n' "{KEPT}/${{1##*/}}" ;; *) printf '%s\\n' "$1" ;; esac
+    case $1 in
+        {DAEMONS}/*) printf '%s\\n' "{KEPT}/${{1##*/}}" ;;
+        {AGENTS}/*) printf '%s\\n' "{KEPT}/agent.${{1##*/}}" ;;
+        *) printf '%s\\n' "$1" ;;
+    esac
 }}
 redefine=
 taken_back() {{
-    case $1 in {DAEMONS}/*) redefine=yes ;; esac
+    case $1 in {DAEMONS}/* | {AGENTS}/*) redefine=yes ;; esac
 }}
-case $files in *{DAEMONS}/*) mkdir -p -- {KEPT} || exit 1 ;; esac
+case $files in *{DAEMONS}/* | *{AGENTS}/*)
+    # Others have folders beside it.
+    (umask 022 && mkdir -p -- {PurePosixPath(KEPT).parent}) && mkdir -p -- {KEPT} || exit 1 ;;
+esac
 {ROLL_BACK}"""
 
 # $1 name, $2 label, $3 plist. A task is loaded, and its time decides.
@@ -195,18 +220,30 @@ note="$(boot) $({STARTER_PATH} stamps "$plist")" || exit 1
 printf '%s\\n' "$note" >{STAMPS}/"$name".defined
 """
 
-# $1 name, $2 label, $3 seconds that a stop may take; then what is removed.
+# $1 name, $2 seconds that a stop may take, $3 the targets by which launchd has it; then what is removed, in this order.
 _REMOVE = f"""
 {LOOK}
-name=$1 target=system/$2 plist='' patience=$3
+name=$1 plist='' patience=$2 targets=$3
 shift 3
 {_VERBS}
-boot_out || exit 1
+for target in $targets; do boot_out || exit 1; done
 rm -rf -- "$@" || exit 1
-for folder in {KEPT} {STAMPS} {CREDENTIALS} {LOGS} "$(dirname -- {STARTER_PATH})"; do
+for folder in {KEPT} {AGENTS_NOTES} {STAMPS} {CREDENTIALS} {LOGS} "$(dirname -- {STARTER_PATH})"; do
     rmdir -- "$folder" 2>/dev/null
 done
 exit 0
+"""
+
+# $1 user, $2 $3 log and folder of notes of the user's agent. Both are in folders of root's, so that nobody else can put
+# something in their place; what is there of another's goes.
+_HAND_OVER = """
+umask 022
+mkdir -p -- "$(dirname -- "$2")" "$(dirname -- "$3")" || exit 1
+owner() { details '%U' '%Su' "$1" 2>/dev/null; }
+[ -f "$2" ] && [ ! -L "$2" ] && [ "$(owner "$2")" = "$1" ] || rm -rf -- "$2" || exit 1
+[ -d "$3" ] && [ ! -L "$3" ] && [ "$(owner "$3")" = "$1" ] || rm -rf -- "$3" || exit 1
+umask 077
+: >>"$2" && mkdir -p -- "$3" && chown -- "$1" "$2" "$3" && chmod 0600 "$2" && chmod 0700 "$3"
 """
 
 
@@ -229,6 +266,8 @@ def _job(verb: str, service: Service, answers: Sequence[str] = (), roll_back: Se
         service.stop_timeout,
         log_path(service),
         _words(as_service(service)),
+        session(service),
+        notes(service, session(service)),
         _words(service.probe),
         _words(service.reload_command),
         _words(service.reload_files),
@@ -250,7 +289,9 @@ def unit(service: Service) -> Commands:
         (plist_path(ROTATION), _rendered(ROTATION), 0o644),
         (plist_path(service), _rendered(service), 0o644),
     ]
-    paths = tuple(path for path, _, _ in wanted)
+    # Of an agent: it cannot make them itself.
+    own = (log_path(service), f"{AGENTS_NOTES}/{service.name}") if service.agent else ()
+    paths = (*(path for path, _, _ in wanted), *own)
     folders = (f"{LOGS}/{service.name}", f"{LOGS}/{ROTATION.name}")
     found = host.get_fact(Definition, paths=paths, folders=folders, task=ROTATION.name)
     if found is None:
@@ -262,8 +303,13 @@ def unit(service: Service) -> Commands:
     if not found.folders:
         # launchd makes a log, but no folder.
         yield script('umask 022; mkdir -p -- "$@"', *folders)
+    if own:
+        log, folder = found.files[len(wanted) :]
+        right = (("file", service.user, 0o600), ("directory", service.user, 0o700))
+        if tuple((there.kind, there.owner, there.mode) for there in (log, folder)) != right:
+            yield script(_HAND_OVER, service.user, *own)
     wrote = set()
-    for (path, text, mode), there in zip(wanted, found.files, strict=True):
+    for (path, text, mode), there in zip(wanted, found.files[: len(wanted)], strict=True):
         if not (there.holds(text) and there.is_roots(mode, "wheel")):
             yield from _put(path, text, mode, there)
             wrote.add(path)
@@ -274,7 +320,7 @@ def unit(service: Service) -> Commands:
 def _put(path: str, text: str, mode: int, there: FileState) -> Iterator[StringCommand]:
     show_difference(path, text_on_box(path, there), text)
     # A task's note says which definition launchd has: it does not hold for another one.
-    note = f"{STAMPS}/{path.removeprefix(f'{DAEMONS}/boxwright.').removesuffix('.plist')}.defined"
+    note = f"{STAMPS}/{PurePosixPath(path).stem.removeprefix('boxwright.')}.defined"
     yield script('umask 022; mkdir -p -- "$(dirname -- "$1")" && rm -f -- "$2"', path, note)
     yield write(path, text, "root:wheel", mode)
 
@@ -298,16 +344,19 @@ def unit_absent(service: Service) -> Commands:
     if found is None:
         yield refuse(f"what is left of {service.name} could not be examined")
         return
-    if found.here or found.paths:
-        yield script(_REMOVE, service.name, label(service), service.stop_timeout, *found.paths)
+    if found.jobs or found.paths:
+        yield _removal(service, found.jobs, found.paths)
     ours = plist_path(ROTATION)
     if ours in found.others and set(found.others) == {ours}:
         left = host.get_fact(Traces, service=ROTATION.name)
         if left is None:
             yield refuse(f"what is left of {ROTATION.name} could not be examined")
         else:
-            paths = (*left.paths, STARTER_PATH)
-            yield script(_REMOVE, ROTATION.name, label(ROTATION), ROTATION.stop_timeout, *paths)
+            yield _removal(ROTATION, left.jobs, (*left.paths, STARTER_PATH))
+
+
+def _removal(service: Service, jobs: Sequence[str], paths: Sequence[str]) -> StringCommand:
+    return script(_REMOVE, service.name, service.stop_timeout, " ".join(jobs), *paths)
 
 
 # What `launchctl print` calls a job whose process is there; the second is launchd's own, which becomes the program.
@@ -333,9 +382,14 @@ def _unread(service: Service, found: JobState) -> bool:
 
 
 def needed(service: Service, found: JobState) -> tuple[str, ...]:
-    """What makes `service` enabled, running, ready and current, in order: `enable`, `define` (it is loaded anew, which
-    enables it too), `restart`, `await` (somebody else started it, and it is not known to be ready), `reload`.
+    """What makes `service` enabled, running, ready and current, in order: `leave` (the way in which it ran before, as a
+    daemon or as somebody's agent), `enable`, `define` (it is loaded anew, which enables it too), `restart`, `await`
+    (somebody else started it, and it is not known to be ready), `reload`. An agent whose user is away needs nothing.
     """
+    if found.elsewhere or found.left:
+        return ("leave",) if found.away else ("leave", "define")
+    if found.away:
+        return ()
     if not found.here or not found.pid or found.state not in LIVING:
         # What launchd has loaded is not known, and there is nothing to cut off: a process that is there all the same
         # is about to end.
@@ -355,7 +409,11 @@ def needed(service: Service, found: JobState) -> tuple[str, ...]:
 
 def _found(service: Service) -> JobState | None:
     found: JobState | None = host.get_fact(
-        Job, service=service.name, started_with=started_with(service), reloads=service.reload_files
+        Job,
+        service=service.name,
+        started_with=started_with(service),
+        reloads=service.reload_files,
+        session=session(service),
     )
     return found
 
@@ -367,11 +425,29 @@ def running(service: Service, answers: Sequence[str] = (), roll_back: Sequence[s
     if found is None:
         yield refuse(f"the service {service.name} could not be examined")
         return
+    if found.away:
+        host.log(
+            f"{service.name} does not run: it is a LaunchAgent of {service.user}, who is not signed in; it starts when "
+            f"{service.user} signs in at the Mac's own screen",
+            logger.warning,
+        )
     for verb in needed(service, found):
-        if verb == "enable":
-            yield script('launchctl enable "system/$1"', label(service))
+        if verb == "leave":
+            # What was good in that way may not be in this one, and belongs to another account.
+            copies = [f"{_beside(service, path)}{kind}" for path in roll_back for kind in (".good", ".bad", ".asked")]
+            yield _removal(service, found.elsewhere, (*copies, *found.left))
+        elif verb == "enable":
+            text = f'{LOOK}target=$(target_of "$1" "$2") && launchctl enable "$target"'
+            yield script(text, label(service), session(service))
         else:
             yield _job(verb, service, answers, roll_back)
+
+
+def _beside(service: Service, path: str) -> str:
+    """As `beside` in _JOB."""
+    if path != service.unit_path:
+        return path
+    return f"{KEPT}/{'agent.' if service.agent else ''}{PurePosixPath(plist_path(service)).name}"
 
 
 def reloaded(service: Service, answers: Sequence[str] = (), roll_back: Sequence[str] = ()) -> Commands:

@@ -70,23 +70,26 @@ clear_store() {
 """
 
 # $1 name, $2 where its manifest is in its namespace, $3 folder of the store, $4 record, $5 user, $6 unit, $7 address,
-# $8 definition, $9 file, ${10} its digest or nothing, ${11} name to pull or nothing, ${12} path of the question,
-# ${13} its body, ${14} the script above, ${15} program of Ollama, then the words before a command that is run as the
-# process of its own. Standard input is the request; @DIGEST@ in it stands for the digest of the file.
+# $8 definition, $9 file, ${10} its digest or nothing, ${11} name to pull or nothing, ${12} path of the question, ${13}
+# its body, ${14} the script above, ${15} program of Ollama, ${16} the user in whose session the serving process runs,
+# or nothing, then the words before a command that is run as the process of its own. Standard input is the request;
+# @DIGEST@ in it stands for the digest of the file.
 #
 # Models are made in a store of their own beside the one that is served, with the same folder of blobs. Where a model of
 # that name serves already, the new one goes there under a name that nobody knows, is asked, and only then gets its own.
 _MAKE = """
 name=$1 place=$2 store=$3 record=$4 user=$5 unit=$6 url=$7 definition=$8 file=$9
 shift 9
-wanted=$1 pulled=$2 question=$3 asked=$4 requests=$5 program=$6
-shift 6
+wanted=$1 pulled=$2 question=$3 asked=$4 requests=$5 program=$6 session=$7
+shift 7
 fail() { printf '%s\\n' "$1" >&2; exit 1; }
 new=$store-new names=$store/MANIFESTS
 manifest=$names/library/$place candidate=$names/CANDIDATE/$place former=$names/FORMER/$place
 if [ -d /System/Library ]; then
     log=LOGS/${unit%.service}/${unit%.service}.log
-    serving() { launchctl print "system/boxwright.${unit%.service}" 2>/dev/null | grep -q '^	state = running$'; }
+    domain=system
+    [ -z "$session" ] || domain=gui/$(id -u "$session") || exit 1
+    serving() { launchctl print "$domain/boxwright.${unit%.service}" 2>/dev/null | grep -q '^	state = running$'; }
     listen() { since=$(wc -c <"$log" 2>/dev/null); }
     heard() {
         # It may have been emptied meanwhile.
@@ -255,7 +258,8 @@ class Store:
     `program` is the path of Ollama, `folder` its store, `records` the folder of the notes about models that boxwright
     made. The process beside runs as `user`, to whom the store belongs, with the variables of `environment_file`. On
     Linux it may write `state_directory` (a name below /var/lib) alone; on a Mac, which has no such sandbox, `user` is
-    not the one as whom the serving process runs. `unit` is the serving service, which answers at `url`.
+    not the one as whom the serving process runs. `unit` is the serving service, which answers at `url`; it is an agent
+    in the session of the user `session`, or a daemon.
     """
 
     system: System
@@ -267,6 +271,7 @@ class Store:
     environment_file: str
     unit: str
     url: str
+    session: str = ""
 
     def beside(self) -> tuple[str, ...]:
         """The words before a command by which it runs in the process beside."""
@@ -385,6 +390,7 @@ def arguments(store: Store, definition: Definition) -> tuple[str, ...]:
         *definition.question,
         _REQUEST,
         store.program,
+        store.session,
         *store.beside(),
     )
 

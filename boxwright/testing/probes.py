@@ -1,5 +1,6 @@
 """What several roles' checks ask of a box, each with a tool that knows nothing of boxwright."""
 
+import plistlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -58,10 +59,27 @@ def _mac_sockets(host: Any) -> Iterator[tuple[str, tuple[str, str, int]]]:
             yield kind, (program, address.strip("[]"), int(port))
 
 
+def session(host: Any, service: str) -> str:
+    """The person of a Mac in whose session one of boxwright's services runs; empty for a LaunchDaemon."""
+    definition = host.file(f"/Library/LaunchAgents/boxwright.{service}.plist")
+    if not definition.exists:
+        return ""
+    words = plistlib.loads(definition.content)["ProgramArguments"]
+    return str(words[words.index("--user") + 1])
+
+
+def _domain(host: Any, user: str) -> str:
+    """What launchd has a person's services in, or the system's."""
+    return f"gui/{host.check_output(f'id -u {user}').strip()}" if user else "system"
+
+
 def process(host: Any, service: str) -> int:
     """The main process of one of boxwright's services, which runs; raises AssertionError when it does not."""
     if on_a_mac(host):
-        said = host.check_output(f"launchctl print system/boxwright.{service}")
+        user = session(host, service)
+        done = host.run(f"launchctl print {_domain(host, user)}/boxwright.{service}")
+        said = done.stdout if done.rc == 0 else done.stderr
+        assert done.rc == 0, f"{service} is not there{f', and starts when {user} signs in' if user else ''}: {said}"
         # Its own lines begin with one tab, what belongs to a block with two.
         state, pid = (re.findall(rf"^\t{word} = (.*)$", said, re.MULTILINE) for word in ("state", "pid"))
         assert state[:1] == ["running"], f"{service} does not run: {said}"
@@ -71,12 +89,14 @@ def process(host: Any, service: str) -> int:
 
 
 def starts_at_boot(host: Any, service: str) -> bool:
-    """Whether one of boxwright's services is started with the box."""
+    """Whether one of boxwright's services is started with the box; a LaunchAgent is with its user's session."""
     if on_a_mac(host):
+        user = session(host, service)
         # A job without a row there is enabled; until macOS 12 `true` meant disabled.
-        rows = host.check_output("launchctl print-disabled system")
+        rows = host.check_output(f"launchctl print-disabled {_domain(host, user)}")
         off = re.search(rf'"boxwright[.]{re.escape(service)}" => (disabled|true)', rows)
-        return bool(host.file(f"/Library/LaunchDaemons/boxwright.{service}.plist").exists and not off)
+        defined = user or host.file(f"/Library/LaunchDaemons/boxwright.{service}.plist").exists
+        return bool(defined and not off)
     return bool(host.service(service).is_enabled)
 
 
@@ -97,10 +117,13 @@ def exposure(host: Any, service: str) -> float:
 
 
 def unprivileged(host: Any, service: str, account: str) -> bool:
-    """Whether the main process of `service` runs as `account` and can get no capability, or on a Mac as `_account`."""
+    """Whether the main process of `service` runs as `account` and can get no capability, or on a Mac as `_account`, or
+    as the person in whose session it runs.
+    """
     pid = process(host, service)
     if on_a_mac(host):
-        return bool(host.check_output(f"ps -ww -o user= -p {pid}").strip() == f"_{account}")
+        owner = session(host, service) or f"_{account}"
+        return bool(host.check_output(f"ps -ww -o user= -p {pid}").strip() == owner)
     owner = host.check_output(f"stat -c %U /proc/{pid}").strip()
     status = host.check_output(f"cat /proc/{pid}/status")
     return owner == account and re.search(r"^CapBnd:\s+0+$", status, re.MULTILINE) is not None

@@ -5,8 +5,11 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+from pyinfra import host as target
+
 from boxwright import paths, systems
 from boxwright.errors import Problem
+from boxwright.facts.launchd import SignedIn
 from boxwright.operations import files, folders, homebrew, python_packages, services, trees, users
 from boxwright.preflight import Machine, Need
 from boxwright.services import Service, http_probe
@@ -337,8 +340,15 @@ def _configure(box: Box, instance: Instance) -> None:
 
 def activate(box: Box) -> None:
     """Running, and ready."""
+    # Where the engines run in the session of somebody who is not signed in, no model can answer.
+    user = box.inference.agent_user
+    models = not (user and box.inference.running) or target.get_fact(SignedIn, user=user)
     for instance in box.api.instances:
-        services.running(name=f"api: {instance.name} running", service=service(box, instance), answers=ready(instance))
+        services.running(
+            name=f"api: {instance.name} running",
+            service=service(box, instance),
+            answers=ready(instance) if models else (),
+        )
     python_packages.prune(name="api: remove older versions", base=BASE, keep=[environment_folder(box), program()])
 
 

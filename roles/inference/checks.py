@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from boxwright.testing.probes import exposure, listeners, log, on_a_mac, process, starts_at_boot, unprivileged
+from boxwright.testing.probes import exposure, listeners, log, on_a_mac, process, session, starts_at_boot, unprivileged
 
 MODELS = "/var/lib/boxwright/models"
 
@@ -19,7 +19,7 @@ def services(box: Any) -> Iterator[tuple[str, Any]]:
 
 
 def test_engines_run(host: Any, box: Any) -> None:
-    """Every engine runs, and starts at boot."""
+    """Every engine runs, and starts at boot, or when its user signs in."""
     assert {engine for engine, _ in services(box)} == set(box.inference.running)
     for _, server in services(box):
         assert process(host, server.unit)
@@ -33,9 +33,20 @@ def test_engines_listen_on_loopback_only(host: Any, box: Any) -> None:
 
 
 def test_engines_are_unprivileged(host: Any, box: Any) -> None:
-    """Every engine has an account of its own, and can do no more than that."""
+    """Every engine has an account of its own, or is its user's, and can do no more than that."""
     for engine, server in services(box):
         assert unprivileged(host, server.unit, engine), server.unit
+
+
+@pytest.mark.system("darwin")
+def test_engines_run_in_the_declared_way(host: Any, box: Any) -> None:
+    """Every engine is a LaunchDaemon, or a LaunchAgent of `inference_agent_user`, and not both."""
+    for _, server in services(box):
+        assert session(host, server.unit) == box.inference.agent_user, server.unit
+        daemon = f"/Library/LaunchDaemons/boxwright.{server.unit}.plist"
+        assert host.file(daemon).exists == (not box.inference.agent_user), daemon
+        if box.inference.agent_user:
+            assert host.run(f"launchctl print system/boxwright.{server.unit}").rc == 113, server.unit
 
 
 @pytest.mark.system("linux")

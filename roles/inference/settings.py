@@ -8,8 +8,11 @@ from pydantic import Field
 from boxwright.errors import Problem
 from boxwright.graphics import lent
 from boxwright.models import Engine, Model
-from boxwright.settings import ByteSize, RoleSettings, Secret
+from boxwright.settings import ByteSize, On, RoleSettings, Secret
 from boxwright.sizes import human
+
+# Accounts that every Mac has, in small letters.
+NEVER_SIGNED_IN = ("root", "daemon", "nobody", "guest")
 
 
 class InferenceSettings(RoleSettings, prefix="inference"):
@@ -48,6 +51,16 @@ class InferenceSettings(RoleSettings, prefix="inference"):
         True,
         description="Restart an engine that goes on running and does not answer. Looked at every ten seconds; after a "
         "restart the next one waits, longer each time.",
+    )
+
+    agent_user: str = On(
+        "darwin",
+        "",
+        pattern=r"^([A-Za-z][A-Za-z0-9._-]{0,63})?$",
+        description="The person in whose session the engines run, as LaunchAgents: from their login at the Mac's "
+        "screen to their logout, as them and in their home. Empty: the engines are LaunchDaemons with accounts of "
+        "their own, which serve from the boot on, whoever is signed in. LM Studio is always one.",
+        examples=["ada"],
     )
 
     @property
@@ -112,6 +125,22 @@ class InferenceSettings(RoleSettings, prefix="inference"):
             names = [box.engine(engine).listed(model.name) for model in models]
             for name in sorted({name for name in names if names.count(name) > 1}):
                 yield self._problem(f"two models of {engine} have the name {name}", "give each a name of its own")
+        if self.agent_user.lower() in NEVER_SIGNED_IN:
+            yield Problem(
+                code="BW123",
+                variable="inference_agent_user",
+                message=f"the engines shall run in the session of `{self.agent_user}`, which is no person's account",
+                help="name a person who signs in at the Mac; or leave it out, and they run from the boot on with "
+                "accounts of their own",
+            )
+        if self.agent_user and self.runs("lmstudio"):
+            yield Problem(
+                code="BW022",
+                variable="inference_agent_user",
+                message="LM Studio cannot run in the session of a person: its processes are told apart by their "
+                "account, and those of the person's own LM Studio would be ended with them",
+                help="leave `inference_agent_user` out, or choose another engine",
+            )
         yield from self._too_large(box)
         if box.system == "darwin" and box.host.memory is not None:
             yield from self.too_large_for_metal(

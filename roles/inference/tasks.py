@@ -1,15 +1,20 @@
 """Tasks of the inference role: the models' files, which the engines read, and the watchdog over the engines."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from boxwright import systems
+from pyinfra import host as target
+from pyinfra import logger
+
+from boxwright import systems, unattended
 from boxwright.artifacts import Download
 from boxwright.errors import Problem
+from boxwright.facts.accounts import Accounts, AccountState
 from boxwright.facts.homebrew import PREFIX
+from boxwright.facts.unattended import Unattended
 from boxwright.models import MODELS, Model
 from boxwright.operations import files, homebrew, services
 from boxwright.preflight import Machine, Need
@@ -73,6 +78,9 @@ def need(box: Box) -> Need:
                 help="install it as the account that boxwright comes as, by the command that https://brew.sh shows",
             )
         yield from box.inference.too_large_for_metal(box, machine.memory, "BW118", "that the Mac has")
+        # One that this run makes can sign in when it has a password.
+        if box.inference.agent_user and box.inference.agent_user not in [user.name for user in box.host.users]:
+            yield from nobody(box.inference.agent_user)
 
     return Need(
         memory=sum(model.bytes for model in models if model.preload) + OVERHEAD * len(box.inference.running),
@@ -83,8 +91,31 @@ def need(box: Box) -> Need:
     )
 
 
+def nobody(user: str, ask: Callable[[str], Mapping[str, AccountState] | None] | None = None) -> Iterable[Problem]:
+    """Refuses a `user` for the engines' session who is not on the Mac, or is no person."""
+
+    def asked(user: str) -> Mapping[str, AccountState] | None:
+        found: Mapping[str, AccountState] | None = target.get_fact(Accounts, names=(user,), system="darwin")
+        return found
+
+    found = (ask or asked)(user)
+    # Those of macOS and of services have smaller numbers.
+    if found is None or (user in found and found[user].uid >= 500):
+        return
+    yield Problem(
+        code="BW123",
+        variable="inference_agent_user",
+        message=f"the engines shall run in the session of `{user}`, "
+        + ("which is no person's account" if user in found else "who is not on the Mac"),
+        help="name a person of the Mac by the short name that `id -un` prints; or leave it out, and the engines run "
+        "from the boot on with accounts of their own",
+    )
+
+
 def apply(box: Box) -> None:
     """The declared models' files, each verified before it has its name; on a Mac, Python before them."""
+    if box.inference.agent_user and box.inference.running:
+        target.log(unattended.agents(target.get_fact(Unattended), box.inference.agent_user), logger.warning)
     if box.system == "darwin" and box.inference.running:
         homebrew.packages((systems.PYTHON_FORMULA,), name="inference: install Python with Homebrew")
     models = [model for model in box.inference.served if model.downloads]
@@ -141,6 +172,7 @@ def watched(box: Box) -> list[dict[str, Any]]:
                     "question": {"url": url, "body": json.loads(body)} if server.lasting else None,
                     "account": systems.account(box.system, name) if engine.detached else "",
                     "key": engine.key.get_secret_value() if engine.key else "",
+                    **({"session": box.inference.agent_user} if box.inference.agent_user else {}),
                 }
             )
     return found

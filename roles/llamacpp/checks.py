@@ -20,7 +20,8 @@ def test_no_other_server(host: Any, box: Any) -> None:
     """No service runs beside those for the declared models."""
     for name in UNITS - {name for name, _, _ in servers(box)}:
         assert not host.file(f"/etc/systemd/system/{name}.service").exists
-        assert not host.file(f"/Library/LaunchDaemons/boxwright.{name}.plist").exists
+        for folder in ("LaunchDaemons", "LaunchAgents"):
+            assert not host.file(f"/Library/{folder}/boxwright.{name}.plist").exists
 
 
 def test_model_is_the_declared_one(host: Any, box: Any) -> None:

@@ -74,5 +74,5 @@ class LlamacppSettings(EngineSettings, prefix="llamacpp"):
         for model in models:
             yield from gguf_problems(model, "llama.cpp")
             if box.system == "darwin":
-                yield from hidden_problems(model, box.system)
+                yield from hidden_problems(model, box.system, box.inference.agent_user)
             yield from lasting_problems(model, "llama.cpp")

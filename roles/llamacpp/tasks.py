@@ -79,8 +79,7 @@ def service(box: Box, server: Server) -> Service:
         name=name,
         description=f"llama.cpp server on 127.0.0.1:{server.port}",
         command=(f"{environment(box)}/bin/python", PROGRAM, configuration(name)),
-        user=systems.account(box.system, USER),
-        group=systems.account(box.system, USER),
+        **systems.runs_as(box.system, USER, box.inference.agent_user),
         # The model is mapped into the process: one that was fetched again is served only after a restart.
         restart_files=(PROGRAM, CHECK, configuration(name), model.location, marker),
         probe=http_probe(f"http://127.0.0.1:{server.port}/health", server.start_question),

@@ -46,4 +46,4 @@ class MlxSettings(EngineSettings, prefix="mlx"):
                     f"MLX's server has no embeddings, and the model `{model.name}` is for them",
                     "give it another engine, for example `engine: llamacpp`",
                 )
-            yield from folder_problems(model, "MLX", box.system)
+            yield from folder_problems(model, "MLX", box.system, box.inference.agent_user)

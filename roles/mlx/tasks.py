@@ -76,8 +76,7 @@ def service(box: Box, server: Server) -> Service:
         name=server.unit,
         description=f"MLX on 127.0.0.1:{box.mlx.port}",
         command=(f"{environment(box)}/bin/python", PROGRAM, CONFIGURATION),
-        user=systems.account(box.system, USER),
-        group=systems.account(box.system, USER),
+        **systems.runs_as(box.system, USER, box.inference.agent_user),
         # Without it MLX compiles parts of a model with the C++ compiler of a Linux machine, where there is one. On a
         # Mac, Metal does that by itself.
         environment={"MLX_DISABLE_COMPILE": "1"} if box.system == "linux" else {},
@@ -133,6 +132,7 @@ def install(box: Box) -> None:
 
 def configure(box: Box, server: Server) -> None:
     """What the server reads at its start -- accepted only with a model that can be loaded -- and its unit."""
+    reader = systems.as_user(box.system, box.inference.agent_user or systems.account(box.system, USER))
     files.content(name="mlx: write the program", path=PROGRAM, text=render("mlx/server.py"))
     files.directory(name="mlx: folder of settings", path="/etc/boxwright")
     files.content(
@@ -140,7 +140,7 @@ def configure(box: Box, server: Server) -> None:
         path=CONFIGURATION,
         text=settings(box, server.model),
         # As the account that will read the model, so that a folder which is closed to it is found here.
-        validate=f"{systems.as_account(box.system, USER)} {environment(box)}/bin/python {PROGRAM} {{path}} --check",
+        validate=f"{reader} {environment(box)}/bin/python {PROGRAM} {{path}} --check",
     )
     services.unit(name="mlx: write the unit", service=service(box, server))
 

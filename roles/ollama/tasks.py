@@ -136,7 +136,8 @@ def environment(box: Box) -> dict[str, str]:
     }
     values.update({name: value for name, value in chosen.items() if value is not None})
     return {
-        "HOME": state(box),
+        # That of an agent is its user's.
+        **({} if box.inference.agent_user else {"HOME": state(box)}),
         "OLLAMA_HOST": f"127.0.0.1:{settings.port}",
         "OLLAMA_MODELS": STORE[box.system],
         # Models that run at the publisher's: nothing that is asked here leaves the box.
@@ -195,6 +196,7 @@ def store(box: Box) -> ollama.Store:
         environment_file=ENVIRONMENT,
         unit="ollama",
         url=box.ollama.base_url,
+        session=box.inference.agent_user,
     )
 
 
@@ -212,12 +214,11 @@ def service(box: Box) -> Service:
         name="ollama",
         description=f"Ollama on 127.0.0.1:{box.ollama.port}",
         command=(program(box), "serve"),
-        user=systems.account(box.system, USER),
-        group=systems.account(box.system, USER),
+        **systems.runs_as(box.system, USER, box.inference.agent_user),
         environment_file=ENVIRONMENT,
         restart_files=(f"{folder(box)}/{WHOLE}",),
         probe=("/bin/sh", READY, box.ollama.base_url, PRELOADED),
-        state_directory=USER,
+        state_directory="" if box.inference.agent_user else USER,
         start_timeout=1800,
         # A driver may load after the services have begun to start; without a card the processor would compute.
         wait_for_files=graphics.DEVICES[box.ollama.graphics],
@@ -340,9 +341,14 @@ def configure(box: Box, machine: Machine) -> None:
     store, keeper = STORE[box.system], KEEPER[box.system]
     for what, path in (("models", store), ("blobs", f"{store}/blobs"), ("manifests", f"{store}/manifests")):
         files.directory(name=f"ollama: folder of {what}", path=path, user=keeper, group=keeper, mode="0755")
-    # A proxy's address may hold a password.
+    # A proxy's address may hold a password. An agent is started as its user, who must read it then.
     files.content(
-        name="ollama: write the environment", path=ENVIRONMENT, text=environment_file(box), mode="0600", secret=True
+        name="ollama: write the environment",
+        path=ENVIRONMENT,
+        text=environment_file(box),
+        user=box.inference.agent_user or "root",
+        mode="0600",
+        secret=True,
     )
     preloaded = "".join(f"{model.kind} {model.name}\n" for model in models(box) if model.preload)
     files.content(name="ollama: write the list of models", path=PRELOADED, text=preloaded)

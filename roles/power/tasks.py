@@ -63,7 +63,7 @@ def apply(box: Box) -> None:
         remove(box, purge=False)
         return
     found: StartState | None = target.get_fact(Unattended)
-    for sentence in unattended.words(found) if found else ():
+    for sentence in unattended.words(found, box.inference.agent_user) if found else ():
         target.log(sentence, logger.warning)
     configure(box)
     activate(box)

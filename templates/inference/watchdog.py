@@ -73,9 +73,13 @@ def ask(url: str, within: float, body: object = None, key: str = "") -> str:
 class Systemd:
     """Services under systemd: which are ready it knows, and all processes of one are in a control group."""
 
-    def running(self, unit: str) -> str:
+    def job(self, unit: str, session: str) -> str:
+        """How it is called when it is asked for."""
+        return f"{unit}.service"
+
+    def running(self, job: str) -> str:
         """The control group of a service that is ready; empty for any other."""
-        show = ["systemctl", "show", "--property", "ActiveState", "--property", "ControlGroup", f"{unit}.service"]
+        show = ["systemctl", "show", "--property", "ActiveState", "--property", "ControlGroup", job]
         done = subprocess.run(show, capture_output=True, text=True, check=False, timeout=30)
         found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
         return found.get("ControlGroup", "") if found.get("ActiveState") == "active" else ""
@@ -96,19 +100,23 @@ class Systemd:
                         ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def restart(self, unit: str, group: str, account: str) -> "list[str]":
+    def restart(self, job: str, group: str, account: str) -> "list[str]":
         """Kill it and start it anew; what went wrong."""
         # A process that is stopped would not end by itself, and one that hangs may not listen.
-        kill = ["systemctl", "kill", "--signal=SIGKILL", f"{unit}.service"]
-        return tried(kill, ["systemctl", "restart", "--no-block", f"{unit}.service"])
+        kill = ["systemctl", "kill", "--signal=SIGKILL", job]
+        return tried(kill, ["systemctl", "restart", "--no-block", job])
 
 
 class Launchd:
     """Services under launchd: one counts as running from its first moment, and is known by its first process."""
 
-    def running(self, unit: str) -> str:
-        """The number of its first process; empty when there is none."""
-        show = ["/bin/launchctl", "print", f"system/boxwright.{unit}"]
+    def job(self, unit: str, session: str) -> str:
+        """How launchd calls it: in the session of that user, or in the system's."""
+        return f"{f'gui/{pwd.getpwnam(session).pw_uid}' if session else 'system'}/boxwright.{unit}"
+
+    def running(self, job: str) -> str:
+        """The number of its first process; empty when there is none, or its user is not signed in."""
+        show = ["/bin/launchctl", "print", job]
         done = subprocess.run(show, capture_output=True, text=True, check=False, timeout=30)
         # Its own lines begin with one tab. What the service was given comes between state and number, and may hold
         # anything.
@@ -137,13 +145,13 @@ class Launchd:
             ours |= more
         return {int(pid): seconds(used) for pid, _, _, used in rows if pid in ours}
 
-    def restart(self, unit: str, first: str, account: str) -> "list[str]":
+    def restart(self, job: str, first: str, account: str) -> "list[str]":
         """Kill it and start it anew; what went wrong."""
         for process in self.processes(first, account):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         # launchd itself would start it again, but only ten seconds after it was last started.
-        return tried(["/bin/launchctl", "kickstart", "-k", f"system/boxwright.{unit}"])
+        return tried(["/bin/launchctl", "kickstart", "-k", job])
 
 
 def seconds(text: str) -> float:
@@ -171,6 +179,7 @@ class Engine:
     def __init__(self, settings: "dict", system: "Systemd | Launchd") -> None:
         self.system = system
         self.unit, self.account = settings["unit"], settings.get("account", "")
+        self.job = system.job(self.unit, settings.get("session", ""))
         self.health, self.body = settings["health"], settings["body"]
         self.question, self.key = settings["question"], settings.get("key", "")
         self.failures = 0
@@ -182,7 +191,7 @@ class Engine:
 
     def look(self) -> None:
         """Ask once, and restart the engine when it is time to."""
-        running = self.system.running(self.unit)
+        running = self.system.running(self.job)
         if not running:
             # It is being started, or somebody stopped it: not this program's affair.
             self.failures = 0
@@ -246,7 +255,7 @@ class Engine:
         # The next look asks everything.
         self.failures, self.asked = 0, float("-inf")
         self.say(f"hangs, restart number {self.restarts}: {why}")
-        for problem in self.system.restart(self.unit, running, self.account):
+        for problem in self.system.restart(self.job, running, self.account):
             self.say(problem)
 
     def say(self, text: str) -> None:

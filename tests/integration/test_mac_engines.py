@@ -229,6 +229,30 @@ def test_it_serves_after_a_boot(llamacpp: Mac) -> None:
     llamacpp.settled_but_for_waiting()
 
 
+def test_as_an_agent_it_serves_while_its_user_is_signed_in(llamacpp: Mac) -> None:
+    """From daemon to agent, with the watchdog and the roles' checks, which know both; Ollama takes over from it."""
+    llamacpp.double.logout("operator")
+    daemon = llamacpp.pid("llamacpp")
+    away = llamacpp.run(inference_agent_user="operator").expect()
+    assert "nothing is served after a start of the Mac" in away.text
+    assert "llamacpp does not run: it is a LaunchAgent of operator" in away.text
+    assert llamacpp.sh(f"lsof -nP -iTCP:8081 -sTCP:LISTEN -Fn; ps -p {daemon} -o pid=") == ""
+    llamacpp.double.login("operator")
+    eventually("llama.cpp answers", lambda: llamacpp.chat(8081), 300)
+    llamacpp.settled_but_for_waiting()
+    said = llamacpp.sh("launchctl print gui/501/boxwright.llamacpp")
+    (pid,) = [int(line[7:]) for line in said.splitlines() if line.startswith("\tpid = ")]
+    assert llamacpp.sh(f"ps -ww -o user= -p {pid}") == "operator"
+    assert llamacpp.sh("lsof -nP -iTCP:8081 -sTCP:LISTEN -Fp | sed -n 's/^p//p'") == str(pid)
+    assert json.loads(llamacpp.sh("cat /etc/boxwright/watchdog.json"))["engines"][0]["session"] == "operator"
+    inventory = llamacpp.double.inventory(llamacpp.lab.folder / "mac", **llamacpp.variables, **llamacpp.given)
+    words = ["--boxwright-inventory", str(inventory), "-q", "-p", "no:cacheprovider"]
+    checks = "engines or no_other_server or test_watchdog"
+    done = llamacpp.lab.run(sys.executable, "-m", "pytest", *words, "-k", checks, "roles/inference/checks.py").expect()
+    assert "failed" not in done.out
+    assert " passed" in done.out
+
+
 # Ollama
 
 

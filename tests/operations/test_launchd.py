@@ -14,7 +14,7 @@ from harness import asked_of, run
 from pyinfra.api.exceptions import FactProcessError, OperationValueError
 
 from boxwright import launchd
-from boxwright.facts.launchd import LOOK, ForeignJob, ForeignJobs, Job, JobState, Task, Traces
+from boxwright.facts.launchd import LOOK, ForeignJob, ForeignJobs, Job, JobState, SignedIn, Task, Traces
 from boxwright.facts.services import Record
 from boxwright.launchd import STARTER_PATH, identity, plist, plist_path
 from boxwright.operations import services
@@ -189,6 +189,60 @@ def test_disabled(mac, word, is_disabled):
     assert not mac.job().disabled
 
 
+SESSIONS = "Could not find domain for user gui: 502"
+
+
+@pytest.fixture
+def ada(mac):
+    """The number of a person on that Mac, who is signed in there."""
+    tool = mac.folder / "id"
+    tool.write_text('#!/bin/sh\ncase $* in "-u ada") echo 502 ;; *) exit 1 ;; esac\n')
+    tool.chmod(0o755)
+    mac.says("print-gui_502", 0, "gui/502 = {\n\ttype = login\n}")
+
+
+def agent_job(mac):
+    return mac.fact(Job(), service="x", started_with=("/a",), reloads=(), session="ada")
+
+
+def test_an_agent_is_asked_about_in_its_session(mac, ada):
+    mac.says("print-gui_502_boxwright.x", 0, RUNNING)
+    found = agent_job(mac)
+    assert (found.here, found.away, found.pid) == (True, False, 54109)
+    mac.says("print-gui_502_boxwright.x", 113, f"Bad request.\n{NOT_FOUND}")
+    assert agent_job(mac) == JobState(here=False, disabled=False)
+    assert mac.fact(SignedIn(), user="ada") is True
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    # The last where the person has come by SSH alone.
+    [(112, SESSIONS), (113, f"Bad request.\n{SESSIONS}"), (125, "Domain does not support specified action")],
+)
+def test_an_agent_of_who_is_not_signed_in(mac, ada, code, said):
+    mac.says("print-gui_502", code, said)
+    mac.says("print-gui_502_boxwright.x", code, said)
+    found = agent_job(mac)
+    assert (found.here, found.away) == (False, True)
+    assert mac.fact(SignedIn(), user="ada") is False
+
+
+def test_what_is_not_known_of_a_session_is_not_taken_for_absent(mac, ada):
+    mac.says("print-gui_502", 1, "Could not print domain: 1: Operation not permitted")
+    assert agent_job(mac) == "launchctl cannot say whether ada is signed in"
+    mac.says("print-gui_502", 0)
+    mac.says("print-gui_502_boxwright.x", 5, "Input/output error")
+    assert "cannot say whether gui/502/boxwright.x is loaded" in agent_job(mac)
+    found = mac.fact(Job(), service="x", started_with=("/a",), reloads=(), session="bob")
+    assert found == "there is no user bob"
+
+
+def test_an_agent_that_is_a_daemon_too(mac, ada):
+    mac.says("print-gui_502_boxwright.x", 0, RUNNING)
+    mac.says("print-system_boxwright.x", 0, RUNNING)
+    assert agent_job(mac).elsewhere == ("system/boxwright.x",)
+
+
 def test_a_process_is_named_as_the_starter_names_it(mac, tmp_path):
     process = subprocess.Popen(["sleep", "60"])
     try:
@@ -261,6 +315,10 @@ GOOD = JobState(
         ({"ready": False, "loaded_now": ("9  /b",)}, ("await", "reload")),
         ({"starting": True}, ("await",)),
         ({"starting": True, "started": None}, ("define",)),
+        ({"elsewhere": ("system/boxwright.x",)}, ("leave", "define")),
+        ({"left": ("/Library/LaunchDaemons/boxwright.x.plist",)}, ("leave", "define")),
+        ({"here": False, "pid": 0, "away": True}, ()),
+        ({"here": False, "pid": 0, "away": True, "elsewhere": ("system/boxwright.x",)}, ("leave",)),
     ],
 )
 def test_what_a_service_needs(change, verbs):
@@ -279,7 +337,7 @@ def test_a_service_without_a_probe_is_ready_when_it_runs():
 class FakeMac:
     """Answers the facts of launchd's operations; remembers every other command."""
 
-    def __init__(self, job=(), task=("here=yes", "current=yes"), files=(), traces=("here=no",), jobs=("jobs=",)):
+    def __init__(self, job=(), task=("here=yes", "current=yes"), files=(), traces=("traces=",), jobs=("jobs=",)):
         self.job, self.task, self.files, self.traces, self.jobs = job, task, files, traces, jobs
         self.done = []
 
@@ -344,6 +402,30 @@ def test_a_definition_is_written_for_root_alone_to_change():
     assert written.arguments[2:4] == ("root:wheel", "0644")
 
 
+def test_an_agent_is_defined_for_all_sessions_and_hands_its_user_what_it_writes():
+    service = replace(
+        SERVICE, user="ada", agent=True, reload_files=(), reload_command=(), environment_file="/etc/x.env"
+    )
+    own = ("regular file|ada|wheel|600|5|0", "directory|ada|wheel|700|64|")
+    files = (FILES[0], FILES[1], good_file("", plist(service), "644"))
+    mac = FakeMac(files=(*files, *own))
+    assert run(lambda: services.unit(service), mac, system="darwin").changed == [False]
+    for wrong in (
+        ("absent", own[1]),
+        ("symbolic link|ada|wheel|777|5|", own[1]),
+        (own[0], own[1].replace("700", "755")),
+    ):
+        mac = FakeMac(files=(*files, *wrong))
+        assert run(lambda: services.unit(service), mac, system="darwin").changed == [True]
+        (handed,) = mac.done
+        assert handed.arguments == ("ada", "/var/log/boxwright/x/x.log", "/var/lib/boxwright/agents/x")
+    mac = FakeMac(files=(*files[:2], "absent", *own))
+    assert run(lambda: services.unit(service), mac, system="darwin").changed == [True]
+    (written,) = [asked for asked in mac.done if asked.stdin]
+    assert written.arguments[0] == "/Library/LaunchAgents/boxwright.x.plist"
+    assert written.arguments[2:4] == ("root:wheel", "0644")
+
+
 def test_the_task_for_logs_comes_with_the_first_service():
     mac = FakeMac(files=("absent", "absent", "absent"), task=("here=no",))
     assert run(lambda: services.unit(SERVICE), mac, system="darwin").ok
@@ -364,7 +446,7 @@ def test_no_secret_is_in_a_command():
     assert run(lambda: services.running(service), mac, system="darwin").changed == [True]
     (job,) = mac.done
     assert "/etc/x.env" in job.arguments[8]
-    assert '"$KEY"' in job.arguments[9]
+    assert '"$KEY"' in job.arguments[11]
 
 
 def test_the_unit_of_systemd_stands_for_the_definition_that_is_taken_back():
@@ -372,7 +454,7 @@ def test_the_unit_of_systemd_stands_for_the_definition_that_is_taken_back():
     assert run(lambda: services.running(SERVICE, roll_back=(SERVICE.unit_path, "/b")), mac, system="darwin").ok
     (job,) = mac.done
     assert job.arguments[4] == f"{plist_path('x')} /b"
-    assert job.arguments[10] == '/bin/kill -HUP "$pid"'
+    assert job.arguments[12] == '/bin/kill -HUP "$pid"'
 
 
 @pytest.mark.parametrize("service", [PackagedService(name="docker"), replace(SERVICE, user="")])
@@ -409,7 +491,8 @@ def test_the_shell_of_a_mac_reads_all_scripts(tmp_path):
     """bash as sh, which is what /bin/sh is there, and dash."""
     from boxwright.operations import launchd as operations
 
-    for number, text in enumerate((operations._JOB, operations._SCHEDULE, operations._REMOVE, LOOK)):
+    texts = (operations._JOB, operations._SCHEDULE, operations._REMOVE, operations._HAND_OVER, LOOK)
+    for number, text in enumerate(texts):
         for shell in (["bash", "--posix"], ["dash"]):
             path = tmp_path / str(number)
             path.write_text(text)
@@ -418,7 +501,7 @@ def test_the_shell_of_a_mac_reads_all_scripts(tmp_path):
 
 def test_traces_of_what_was_never_there(mac):
     found = mac.fact(Traces(), service="x")
-    assert (found.paths, found.here) == ((), False)
+    assert (found.paths, found.jobs) == ((), ())
 
 
 def test_a_task_is_not_there(mac):

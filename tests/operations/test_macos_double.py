@@ -146,6 +146,39 @@ def test_print_of_a_running_job(job: Callable[..., Job]) -> None:
     assert one.mac.as_user(f"launchctl print {one.target}")[0] == 0
 
 
+def test_agents_are_there_between_login_and_logout(mac: MacDouble) -> None:
+    """launchd.plist(5): what is in /Library/LaunchAgents is loaded for whoever signs in, as them."""
+    agent, background = "/Library/LaunchAgents/test.agent.plist", "/Library/LaunchAgents/test.background.plist"
+    keys = {"ProgramArguments": ["/bin/sleep", "1000"], "KeepAlive": True, "RunAtLoad": True}
+    mac.put(agent, plistlib.dumps({"Label": "test.agent", "LimitLoadToSessionType": "Aqua", **keys}))
+    mac.put(background, plistlib.dumps({"Label": "test.background", "LimitLoadToSessionType": "Background", **keys}))
+    shown = "launchctl print gui/501/test.agent"
+    try:
+        assert mac.as_root(shown)[0] == 113
+        mac.login("operator")
+        code, out, _ = mac.as_root(shown)
+        assert (code, out.splitlines()[0]) == (0, "gui/501/test.agent = {")
+        assert "\ttype = LaunchAgent" in out.splitlines()
+        (pid,) = re.findall(r"^\tpid = (\d+)$", out, re.MULTILINE)
+        assert mac.sh(f"ps -o user= -p {pid}").strip() == "operator"
+        assert mac.sh(f"cat /proc/{pid}/environ | tr '\\0' '\\n' | grep ^HOME=") == "HOME=/Users/operator\n"
+        assert "type = login" in mac.as_root("launchctl print gui/501")[1]
+        # Each in the sessions that it is for.
+        refused = (134, "", "Bootstrap failed: 134: Service cannot load in requested session\n")
+        assert mac.as_root(f"launchctl bootstrap gui/501 {background}") == refused
+        assert mac.as_root(f"launchctl bootstrap system {agent}") == refused
+        # In one's own one may do everything, and root may.
+        assert mac.as_user("launchctl bootout gui/501/test.agent")[0] == 0
+        until("it is gone", lambda: mac.as_root(shown)[0] == 113)
+        assert mac.as_root(f"launchctl bootstrap gui/501 {agent}")[0] == 0
+        mac.logout("operator")
+        until("it has ended", lambda: mac.as_root(shown)[0] == 113)
+        assert mac.as_root("launchctl print gui/501")[0] == 112
+    finally:
+        mac.logout("operator")
+        mac.sh(f"rm -f {agent} {background}")
+
+
 def test_errors_are_as_documented(mac: MacDouble, job: Callable[..., Job]) -> None:
     """Section 2, the table."""
     one = job("test.errors", STAY)

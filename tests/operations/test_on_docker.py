@@ -446,7 +446,7 @@ def test_on_a_mac_a_runtime_that_is_off_is_refused_and_nothing_is_removed(studio
         planned = studio.boxwright(tmp_path, "plan", "--json", openwebui_run="container", inference_engine="none")
         assert planned.returncode == 2, planned.stderr
         (problem,) = json.loads(planned.stdout)["problems"]
-        assert (problem["code"], problem["variable"]) == ("BW125", "host_container_socket")
+        assert (problem["code"], problem["variable"]) == ("BW124", "host_container_socket")
         assert "`colima start` as operator" in problem["help"]
         assert SOCKET in problem["message"]
         refused = studio.remove(purge=True)

@@ -34,7 +34,7 @@ while (1) {
     my $client = $server->accept or next;
     while (<$client>) { last if /^\r?$/ }
     my %answer = (pid => $$, started => $started, loaded => $loaded, env => $ENV{SAMPLE} // '', user => $user,
-        token => length($ENV{TOKEN} // ''), mark => $ENV{MARK} // '', limit => `ulimit -n;`);
+        token => length($ENV{TOKEN} // ''), home => $ENV{HOME} // '', mark => $ENV{MARK} // '', limit => `ulimit -n;`);
     s/\n/\\n/g for values %answer;
     my $text = '{' . join(', ', map { "\"$_\": \"$answer{$_}\"" } sort keys %answer) . '}';
     print $client "HTTP/1.1 200 OK\r\nContent-Length: ${\ length $text}\r\nConnection: close\r\n\r\n$text";
@@ -75,6 +75,7 @@ class Sample:
     def __init__(self, mac):
         self.mac = mac
         self.service = SAMPLE
+        self.owner = "root"
         self.started, self.loaded, self.secret = "one\n", "one\n", SECRET
         self.running = {}
 
@@ -83,7 +84,8 @@ class Sample:
         files.directory("/etc/sample")
         files.content("/etc/sample/started file", self.started)
         files.content("/etc/sample/loaded", self.loaded)
-        files.content("/etc/sample/secrets.env", f'TOKEN="{self.secret}"\n', mode="0600", secret=True)
+        text = f'TOKEN="{self.secret}"\n'
+        files.content("/etc/sample/secrets.env", text, user=self.owner, mode="0600", secret=True)
         services.unit(self.service)
         services.running(self.service, **self.running)
 
@@ -565,3 +567,234 @@ def test_credentials_are_the_services_alone_and_another_one_restarts_it(mac):
     finally:
         mac.run(lambda: services.unit_absent(service), system="darwin")
     assert "No such file" in mac.sh(f"ls -d {folder}")
+
+
+# In somebody's session
+
+
+AGENT = replace(
+    SAMPLE,
+    user="operator",
+    agent=True,
+    reload_files=(),
+    reload_command=(),
+    state_directory="",
+    runtime_directory="",
+    environment={"MARK": "agent"},
+)
+AWAY = "sample does not run: it is a LaunchAgent of operator, who is not signed in"
+
+
+class Agent(Sample):
+    """The same as a LaunchAgent of somebody."""
+
+    def __init__(self, mac, user="operator"):
+        super().__init__(mac)
+        self.service = replace(AGENT, user=user)
+        self.owner = user
+
+    @property
+    def target(self):
+        """By which launchd has it."""
+        return f"gui/{self.mac.sh(f'id -u {self.owner}').strip()}/boxwright.sample"
+
+    @property
+    def pid(self):
+        return self.mac.sh(f"launchctl print {self.target} | awk '$1 == \"pid\" {{ print $3 }}'").strip()
+
+    def answers(self):
+        """Whether somebody does."""
+        return self.mac.as_root("curl --silent --fail http://127.0.0.1:8099/")[0] == 0
+
+
+def processes(mac):
+    """The numbers of all that run the program, and of all that listen."""
+    running = mac.sh("ps -axww -o pid= -o command= | awk '/sample program[.]pl$/ && !/awk/ { print $1 }'").split()
+    return running, mac.sh("lsof -nP -iTCP:8099 -sTCP:LISTEN -Fp | sed -n 's/^p//p'").split()
+
+
+def forms(mac):
+    """Where the sample is defined."""
+    return mac.sh("ls -d /Library/Launch*/boxwright.sample.plist 2>/dev/null").split()
+
+
+@pytest.fixture
+def nobody(mac):
+    """Nobody is signed in, and there is no sample."""
+    if "no such user" in mac.sh("id ada 2>&1"):
+        mac.sh("sysadminctl -addUser ada -password 'of the tests'")
+        assert mac.sh("id -un ada") == "ada\n"
+    for user in ("operator", "ada"):
+        mac.logout(user)
+    absent(mac)
+    mac.sh("rm -f /etc/sample/*.good /etc/sample/*.bad /etc/sample/*.asked")
+    return mac
+
+
+@pytest.fixture
+def agent(mac):
+    """The sample in the session of the operator, who is signed in."""
+    mac.login("operator")
+    agent = Agent(mac)
+    agent.apply()
+    return agent
+
+
+def test_an_agent_starts_when_its_user_signs_in(nobody):
+    agent = Agent(nobody)
+    result = agent.run()
+    assert result.ok, result.printed
+    assert result.changed[-2:] == [True, False]
+    assert AWAY in result.printed
+    assert agent.apply() == Sample.NOTHING
+    assert forms(nobody) == ["/Library/LaunchAgents/boxwright.sample.plist"]
+    assert nobody.sh("stat -f '%Lp %Su %Sg' /Library/LaunchAgents/boxwright.sample.plist") == "644 root wheel\n"
+    assert processes(nobody) == ([], [])
+
+    nobody.login("operator")
+    agent.until(agent.answers)
+    says = agent.says
+    assert (says["user"], says["home"], says["mark"]) == ("operator", "/Users/operator", "agent")
+    assert (says["token"], says["limit"].strip()) == (str(len(SECRET)), "4321")
+    assert processes(nobody) == ([says["pid"]], [says["pid"]])
+    assert says["pid"] == agent.pid
+    # Its readiness is to be seen, once.
+    assert agent.changed() == {"running"}
+    assert agent.says["pid"] == says["pid"]
+    # In a folder of root's: nobody can put a link in its place, which the task that shortens logs would follow.
+    log = log_path("sample")
+    assert nobody.sh(f"stat -f '%Lp %Su' {log} $(dirname {log})") == "600 operator\n755 root\n"
+    assert "said at the start" in nobody.sh(f"cat {log}")
+    seen = nobody.sh(f"ps -axww -o command=; launchctl print {agent.target}; cat /Library/LaunchAgents/*")
+    assert "boxwright.sample" in seen
+    assert SECRET not in seen
+    assert nobody.sh(f"grep -rl {SECRET} /var/log /var/run /private/var/lib /Library /Users") == ""
+    assert "Permission denied" in nobody.sh("sudo -u ada cat /etc/sample/secrets.env")
+
+    # It is nobody else's.
+    nobody.login("ada")
+    agent.until(lambda: nobody.as_root("launchctl print gui/$(id -u ada)/boxwright.sample")[0] == 113)
+    assert processes(nobody) == ([says["pid"]], [says["pid"]])
+    assert agent.apply() == Sample.NOTHING
+
+    nobody.logout("operator")
+    agent.until(lambda: processes(nobody) == ([], []))
+    result = agent.run()
+    assert result.ok, result.printed
+    assert AWAY in result.printed
+    assert not any(result.changed)
+    nobody.reboot()
+    assert processes(nobody) == ([], [])
+    assert agent.apply() == Sample.NOTHING
+    nobody.login("operator")
+    agent.until(agent.answers)
+    assert absent(nobody) == [True]
+    assert absent(nobody) == [False]
+    assert processes(nobody) == ([], [])
+    assert nobody.sh("find /private/var /private/etc /Library /opt -name '*boxwright.sample*' -o -name agents") == ""
+
+
+@pytest.mark.parametrize(
+    ("harm", "changed"),
+    [
+        ("launchctl bootout TARGET; launchctl disable TARGET", {"running"}),
+        # It goes on writing to the file that was there.
+        ("chmod 666 PLIST; chown operator PLIST; rm -rf LOG; ln -s /etc/hosts LOG", {"unit"}),
+        ("rm -rf NOTES; ln -s /etc NOTES", {"unit", "running"}),
+        (
+            "sed -i '' s/4321/1234/ PLIST; launchctl bootout TARGET; "
+            "while launchctl print TARGET; do sleep 0.2; done; launchctl bootstrap DOMAIN PLIST",
+            {"unit", "running"},
+        ),
+        ("chown root /etc/sample/secrets.env; launchctl kickstart -k TARGET", {"secret", "running"}),
+    ],
+)
+def test_an_agent_is_put_right(agent, harm, changed):
+    domain = agent.target.rpartition("/")[0]
+    for word, value in {
+        "TARGET": agent.target,
+        "DOMAIN": domain,
+        "PLIST": "/Library/LaunchAgents/boxwright.sample.plist",
+        "LOG": log_path("sample"),
+        "NOTES": "/var/lib/boxwright/agents/sample",
+    }.items():
+        harm = harm.replace(word, value)
+    before = agent.says["pid"]
+    agent.mac.sh(harm)
+    if "bootstrap" in harm:
+        agent.until(agent.answers)
+    assert agent.changed() == changed
+    assert (agent.says["pid"] == before) == ("running" not in changed)
+    assert '"boxwright.sample" => disabled' not in agent.mac.sh(f"launchctl print-disabled {domain}")
+    assert processes(agent.mac) == ([agent.pid], [agent.pid])
+    assert agent.says["limit"].strip() == "4321"
+    assert agent.mac.sh("stat -Lf '%Su %Lp' /etc/hosts /etc") == "root 644\nroot 755\n"
+
+
+def test_an_agent_that_is_killed_or_changed(agent):
+    before = agent.pid
+    agent.mac.sh(f"kill -KILL {before}")
+    agent.until(lambda: agent.pid not in ("", before) and agent.answers())
+    # Its log is shortened in place.
+    log = log_path("sample")
+    agent.mac.sh(f"perl -e 'print \"x\" x 11_000_000' >>{log}; launchctl kickstart system/boxwright.logs")
+    agent.until(lambda: int(agent.mac.sh(f"stat -f %z {log}")) < 1_000_000)
+    assert int(agent.mac.sh(f"stat -f %z {log}.0")) > 11_000_000
+    # A file that it reads at its start; and the definition, with which it does not start.
+    agent.running = {"roll_back": (SAMPLE.unit_path, "/etc/sample/secrets.env")}
+    agent.started = "two\n"
+    assert agent.changed() == {"started", "running"}
+    assert agent.says["started"] == "two\n"
+    agent.service = replace(agent.service, command=("/usr/bin/perl", "-e", "die 'no such model'"))
+    said = agent.fails()
+    assert "no such model" in said
+    assert "runs again with its last good configuration; the new one was taken back" in said
+    assert (agent.says["user"], agent.says["started"]) == ("operator", "two\n")
+    agent.service = replace(AGENT, environment={"MARK": "new"})
+    assert agent.changed() == {"unit", "running"}
+    assert agent.says["mark"] == "new"
+
+
+def test_from_daemon_to_agent_and_back(nobody):
+    """There is one process and one listener, whatever way it runs, and nothing is left of the other."""
+    mac = nobody
+    daemon, operators, adas = Sample(mac), Agent(mac), Agent(mac, "ada")
+    for user in ("operator", "ada"):
+        mac.login(user)
+    number = mac.sh("id -u ada").strip()
+    places = {"_sample": "system", "operator": "gui/501", "ada": f"gui/{number}"}
+    for one, user in ((daemon, "_sample"), (operators, "operator"), (adas, "ada"), (daemon, "_sample")):
+        one.running = {"roll_back": (SAMPLE.unit_path, "/etc/sample/secrets.env")}
+        assert {step for step, did in one.apply().items() if did} >= {"unit", "running"}
+        assert one.says["user"] == user
+        assert processes(mac) == ([one.pid], [one.pid])
+        folder = "LaunchDaemons" if user == "_sample" else "LaunchAgents"
+        assert forms(mac) == [f"/Library/{folder}/boxwright.sample.plist"]
+        found = [
+            whose for whose, place in places.items() if mac.as_root(f"launchctl print {place}/boxwright.sample")[0] == 0
+        ]
+        assert found == [user]
+        owner = "root" if user == "_sample" else user
+        assert mac.sh(f"stat -f %Su {log_path('sample')} /etc/sample/secrets.env.good").split() == [owner] * 2
+    assert daemon.apply() == Sample.NOTHING
+    # Its user is away: it does not go on as what it was.
+    mac.logout("operator")
+    result = operators.run()
+    assert result.ok, result.printed
+    assert AWAY in result.printed
+    assert processes(mac) == ([], [])
+    # A run that was killed when both were defined.
+    mac.run(lambda: services.unit(SAMPLE), system="darwin")
+    assert len(forms(mac)) == 2
+    mac.login("operator")
+    operators.until(operators.answers)
+    assert operators.changed() >= {"running"}
+    assert forms(mac) == ["/Library/LaunchAgents/boxwright.sample.plist"]
+    assert processes(mac) == ([operators.pid], [operators.pid])
+
+
+def test_an_agent_of_who_is_not_there(nobody):
+    agent = Agent(nobody)
+    agent.service = replace(AGENT, user="nobody-here")
+    said = agent.fails()
+    assert "nobody-here" in said

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -431,3 +432,32 @@ def test_a_migration_that_fails_is_tried_again_with_its_copy_at_hand(
 def test_accounts_have_names_that_a_mac_takes() -> None:
     for instance in a_box(**KEYS).api.every_instance:
         assert len(systems.account("darwin", instance.unit)) <= 31
+
+
+# Engines in somebody's session
+
+
+@pytest.mark.parametrize(
+    ("variables", "signed_in", "waits"),
+    [
+        ({}, None, True),
+        ({"inference_agent_user": "ada"}, True, True),
+        ({"inference_agent_user": "ada"}, False, False),
+    ],
+)
+def test_models_that_cannot_run_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, Any], signed_in: bool | None, waits: bool
+) -> None:
+    """Nobody is asked about where the engines are daemons."""
+    box = a_box("darwin", **KEYS, **variables)
+    given: list[tuple[str, ...]] = []
+
+    def asked(fact: type, user: str) -> bool:
+        assert (user, signed_in is None) == ("ada", False)
+        return bool(signed_in)
+
+    monkeypatch.setattr(api, "target", SimpleNamespace(get_fact=asked))
+    monkeypatch.setattr(api.services, "running", lambda **words: given.append(words["answers"]))
+    monkeypatch.setattr(api.python_packages, "prune", lambda **words: None)
+    api.activate(box)
+    assert given == [api.ready(box.api.instances[0]) if waits else ()]

@@ -202,7 +202,7 @@ def test_what_cannot_be_used_is_listed_with_the_way_out(
 ) -> None:
     problem = choose(found, asked, INSTEAD)
     assert isinstance(problem, Problem)
-    assert (problem.code, problem.variable) == ("BW125", "host_container_socket")
+    assert (problem.code, problem.variable) == ("BW124", "host_container_socket")
     assert re.search(message, problem.message), problem.message
     assert help in (problem.help or "")
 
@@ -214,7 +214,7 @@ def test_a_mac_without_one_is_refused_before_anything_is_changed(found: tuple[Ru
     need = openwebui.need(in_a_container())
     assert need.container_socket == ""
     problems = examine(replace(MAC, container_runtimes=found), Need() + need, "darwin")
-    assert [problem.code for problem in problems] == ([] if fits else ["BW125"])
+    assert [problem.code for problem in problems] == ([] if fits else ["BW124"])
 
 
 def test_nobody_else_asks_for_one() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from boxwright import launchd, strays, systems
+from boxwright import launchd, strays, systems, unattended
 from boxwright.errors import Problem, Refused
+from boxwright.facts.accounts import AccountState
 from boxwright.facts.listeners import Listener, Listeners
+from boxwright.facts.unattended import StartState
 from boxwright.graphics import lent
 from boxwright.operations import ollama as store_operations
 from boxwright.preflight import Machine
@@ -82,6 +84,98 @@ def test_each_engine_is_a_job_of_an_account_of_its_own(engine: str) -> None:
     assert "/usr/bin/python3" not in words
     assert not [word for word in words if "/var/lib/" in word and "/var/lib/boxwright" not in word]
     assert not [word for word in words if word.startswith("/run/")]
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "mlx", "ollama"])
+def test_each_engine_can_be_an_agent_of_somebody(engine: str) -> None:
+    box = a_box(inference_engine=engine, inference_agent_user="ada")
+    (service,) = services(box)
+    job = plistlib.loads(launchd.plist(service).encode())
+    words = job["ProgramArguments"]
+    assert launchd.plist_path(service) == f"/Library/LaunchAgents/boxwright.{engine}.plist"
+    assert words[words.index("--user") + 1] == "ada"
+    assert not [word for word in words if word.startswith("_")]
+    assert "--folder" not in words
+    # The watchdog serves from the boot on, and looks for the engine in that session.
+    assert not inference.watchdog(box).agent
+    assert [one["session"] for one in inference.watched(box)] == ["ada"]
+    assert "session" not in inference.watched(a_box(inference_engine=engine))[0]
+
+
+def test_ollama_as_an_agent_has_the_home_of_its_user_and_the_same_models() -> None:
+    agent = a_box(inference_engine="ollama", inference_agent_user="ada")
+    daemon = a_box(inference_engine="ollama")
+    assert "HOME" not in ollama.environment(agent)
+    assert {**ollama.environment(agent), "HOME": ollama.state(daemon)} == ollama.environment(daemon)
+    # The store is still another account's: who asks changes nothing.
+    assert ollama.store(agent).user == "_ollamastore"
+    assert ollama.store(agent).session == "ada"
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "said"),
+    [
+        ({"inference_agent_user": "root"}, "BW123", "no person's account"),
+        ({"inference_agent_user": "Guest"}, "BW123", "no person's account"),
+        ({"inference_agent_user": "ada", "inference_engine": "lmstudio"}, "BW022", "LM Studio"),
+        ({"inference_agent_user": "ada", "groups": ()}, "BW027", "inference_agent_user"),
+    ],
+)
+def test_who_cannot_have_the_engines(variables: dict[str, Any], code: str, said: str) -> None:
+    (problem,) = refused(**variables)
+    assert (problem.code, problem.variable) == (code, "inference_agent_user")
+    assert said in problem.message
+    assert problem.help
+
+
+@pytest.mark.parametrize("name", ["_www", "a b", "ada;id", "-u", "ada\n"])
+def test_what_is_no_name_of_an_account(name: str) -> None:
+    (problem,) = refused(inference_agent_user=name)
+    assert problem.variable == "inference_agent_user"
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({}, "who is not on the Mac"),
+        ({"ada": AccountState(200, "staff", "/var/empty", "/usr/bin/false", frozenset())}, "no person's account"),
+        ({"ada": AccountState(-1, "", "", "", frozenset())}, "no person's account"),
+        ({"ada": AccountState(502, "staff", "/Users/ada", "/bin/zsh", frozenset())}, ""),
+    ],
+)
+def test_who_is_asked_for_on_the_mac(there: dict[str, AccountState], said: str) -> None:
+    problems = list(inference.nobody("ada", lambda user: there))
+    assert [problem.code for problem in problems] == (["BW123"] if said else [])
+    assert all(said in problem.message for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (None, "until ada signs in at its screen"),
+        (StartState("off", ""), "until ada signs in at its screen"),
+        (StartState("on", ""), "until it is unlocked and ada signs in"),
+        (StartState("off", "", login="bob"), "until ada signs in"),
+        (StartState("off", "", login="ada"), "until it has signed ada in by itself"),
+    ],
+)
+def test_what_it_means_for_who_asks_is_said(start: StartState | None, said: str) -> None:
+    text = unattended.agents(start, "ada")
+    assert "nothing is served after a start of the Mac" in text
+    assert said in text
+    # That nobody needs to be signed in would be wrong then.
+    if start and start.login:
+        told = " ".join(unattended.words(start, "ada"))
+        assert ("boxwright needs nobody to be signed in" in told) == (start.login != "ada")
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "mlx"])
+def test_an_agent_reads_models_in_the_home_of_its_user(engine: str) -> None:
+    path = "/Users/ada/models/m" + ("" if engine == "mlx" else ".gguf")
+    model = {"name": "m", "path": path}
+    assert a_box(model, inference_engine=engine, inference_agent_user="ada")
+    (problem,) = refused(model, inference_engine=engine, inference_agent_user="bob")
+    assert problem.code == "BW026"
 
 
 @pytest.mark.parametrize("engine", ["llamacpp", "mlx", "lmstudio"])
@@ -310,6 +404,8 @@ def in_the_way(*listeners: Listener) -> list[Problem]:
 def test_ours_is_not_in_the_way() -> None:
     assert in_the_way() == []
     assert in_the_way(Listener(11434, 7, "_ollama", "/opt/boxwright/ollama/0.24.0-0/ollama")) == []
+    # A LaunchAgent of ours: launchd has told that the process is its.
+    assert in_the_way(*Listeners().process(["examined", "11434 7"])) == []
     # The engine that gives way in this run.
     assert in_the_way(Listener(11434, 7, "_mlx", PYTHON)) == []
 

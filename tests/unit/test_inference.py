@@ -298,7 +298,10 @@ class Services:
         self.watchdog, self.process, self.load, self.started = watchdog, "/x", 0.0, float("-inf")
         self.restarts: list[str] = []
 
-    def running(self, unit: str) -> str:
+    def job(self, unit: str, session: str) -> str:
+        return unit
+
+    def running(self, job: str) -> str:
         return self.process
 
     def age(self, process: str) -> float:
@@ -307,8 +310,8 @@ class Services:
     def work(self, process: str, account: str) -> float:
         return float(self.watchdog.now * self.load)
 
-    def restart(self, unit: str, process: str, account: str) -> list[str]:
-        self.restarts.append(unit)
+    def restart(self, job: str, process: str, account: str) -> list[str]:
+        self.restarts.append(job)
         return []
 
 
@@ -465,7 +468,8 @@ def test_a_service_of_launchd_is_known_by_its_process(
     watchdog: Any, monkeypatch: pytest.MonkeyPatch, printed: str, code: int, found: str
 ) -> None:
     asked = _commands(watchdog, monkeypatch, {"/bin/launchctl": (printed, code)})
-    assert watchdog.Launchd().running("e") == found
+    launchd = watchdog.Launchd()
+    assert launchd.running(launchd.job("e", "")) == found
     assert asked == [["/bin/launchctl", "print", "system/boxwright.e"]]
 
 
@@ -499,10 +503,14 @@ def test_launchd_is_told_to_start_again_what_was_killed(watchdog: Any, monkeypat
     killed: list[int] = []
     monkeypatch.setattr(watchdog.os, "kill", lambda process, number: killed.append(process))
     monkeypatch.setattr(watchdog.Launchd, "processes", lambda *_: {10: 0.0, 11: 0.0})
-    (problem,) = watchdog.Launchd().restart("e", "10", "")
-    assert killed == [10, 11]
-    assert asked == [["/bin/launchctl", "kickstart", "-k", "system/boxwright.e"]]
-    assert "kickstart failed" in problem
+    # Of a LaunchAgent, in the session of its user.
+    monkeypatch.setattr(watchdog.pwd, "getpwnam", lambda name: type("Entry", (), {"pw_uid": {"ada": 502}[name]})())
+    launchd = watchdog.Launchd()
+    for session, job in (("", "system/boxwright.e"), ("ada", "gui/502/boxwright.e")):
+        (problem,) = launchd.restart(launchd.job("e", session), "10", "")
+        assert asked.pop() == ["/bin/launchctl", "kickstart", "-k", job]
+        assert "kickstart failed" in problem
+    assert killed == [10, 11, 10, 11]
 
 
 def test_systemd_is_asked_whether_a_service_is_ready(watchdog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,10 +518,11 @@ def test_systemd_is_asked_whether_a_service_is_ready(watchdog: Any, monkeypatch:
         _commands(
             watchdog, monkeypatch, {"systemctl": (f"ControlGroup=/system.slice/e.service\nActiveState={state}\n", 0)}
         )
-        assert watchdog.Systemd().running("e") == found
+        assert watchdog.Systemd().running("e.service") == found
     asked = _commands(watchdog, monkeypatch, {"systemctl": ("", 0)})
-    assert watchdog.Systemd().restart("e", "/x", "") == []
-    assert [command[1] for command in asked] == ["kill", "restart"]
+    systemd = watchdog.Systemd()
+    assert systemd.restart(systemd.job("e", ""), "/x", "") == []
+    assert [(command[1], command[-1]) for command in asked] == [("kill", "e.service"), ("restart", "e.service")]
 
 
 def _commands(watchdog: Any, monkeypatch: pytest.MonkeyPatch, answers: dict[str, tuple[str, int]]) -> list[list[str]]:

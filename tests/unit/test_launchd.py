@@ -16,6 +16,7 @@ from test_services import ENGINE, GATEWAY
 from boxwright import launchd
 from boxwright.launchd import STARTER, calendar, identity, plist
 from boxwright.services import Service, http_probe
+from boxwright.systemd import systemd_unit
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,7 +39,11 @@ MAC_UPDATE = Service(
 )
 
 
-@pytest.mark.parametrize("service", [MAC_ENGINE, MAC_GATEWAY, MAC_UPDATE, launchd.ROTATION], ids=str)
+# In the session of a person.
+MAC_AGENT = replace(MAC_ENGINE, name="agent", user="ada", group="", agent=True, state_directory="")
+
+
+@pytest.mark.parametrize("service", [MAC_ENGINE, MAC_GATEWAY, MAC_UPDATE, MAC_AGENT, launchd.ROTATION], ids=str)
 def test_text(service):
     """The text as it was read and found good; write it anew with BOXWRIGHT_WRITE_GOLDEN=1 and read the difference."""
     text, path = plist(service), GOLDEN / f"boxwright.{service.name}.plist"
@@ -61,6 +66,25 @@ def test_what_launchd_reads():
     assert task["StartCalendarInterval"] == [{"Weekday": 0, "Hour": 4, "Minute": 0}]
     assert "KeepAlive" not in task
     assert "RunAtLoad" not in task
+
+
+def test_what_launchd_reads_of_an_agent():
+    values = plistlib.loads(plist(MAC_AGENT).encode())
+    words = values["ProgramArguments"]
+    assert launchd.plist_path(MAC_AGENT) == "/Library/LaunchAgents/boxwright.agent.plist"
+    assert words[words.index("--user") + 1] == "ada"
+    # Whatever that is on the Mac.
+    assert words[words.index("--group") + 1] == ""
+    assert words[words.index("--notes") + 1] == "/var/lib/boxwright/agents/agent"
+    assert words[words.index("--log") + 1] == "/var/log/boxwright/agent/agent.log"
+    assert (values["LimitLoadToSessionType"], values["RunAtLoad"], values["KeepAlive"]) == ("Aqua", True, True)
+    # The session's own home; and no log that another user's session could not open.
+    assert not {"HOME", "USER", "CREDENTIALS_DIRECTORY"} & values["EnvironmentVariables"].keys()
+    assert not {"StandardOutPath", "StandardErrorPath", "UserName"} & values.keys()
+    assert "--identity" in words
+    assert [word for word in launchd.as_service(MAC_AGENT) if word.startswith("HOME=")] == []
+    with pytest.raises(ValueError, match="only a Mac has"):
+        systemd_unit(MAC_AGENT)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +116,12 @@ def test_what_launchd_does_not_see_is_no_other_definition():
         ({"settings": {"PrivateFoo": "yes"}}, "does not know: PrivateFoo=yes"),
         ({"settings": {"LimitNOFILE": "many"}}, "LimitNOFILE=many"),
         ({"schedule": "2027-01-01"}, "no time that launchd knows"),
+        ({"agent": True, "user": "root", "state_directory": ""}, "LaunchAgent of root, who never signs in"),
+        ({"agent": True, "user": "", "state_directory": ""}, "LaunchAgent of nobody"),
+        ({"agent": True, "user": "_engine", "state_directory": ""}, "LaunchAgent of _engine"),
+        ({"agent": True, "user": "ada", "state_directory": "x"}, "no folders of its own"),
+        ({"agent": True, "user": "ada", "state_directory": "", "schedule": "daily"}, "no `schedule`"),
+        ({"agent": True, "user": "ada", "state_directory": "", "credentials": {"a": "/b"}}, "`credentials`"),
     ],
 )
 def test_what_launchd_cannot_do_is_said(change, said):
@@ -184,7 +214,10 @@ def test_times_are_those_of_systemd():
 def starter(tmp_path):
     """The starter, which keeps its records below this test's folder; called with its arguments."""
     stamps, program = tmp_path / "stamps", tmp_path / "start"
-    program.write_text(STARTER.replace(launchd.STAMPS, str(stamps)))
+    said = tmp_path / "launchctl"
+    said.write_text('#!/bin/sh\necho "launchctl $*"\n')
+    said.chmod(0o755)
+    program.write_text(STARTER.replace(launchd.STAMPS, str(stamps)).replace("/bin/launchctl", str(said)))
     program.chmod(0o755)
 
     def run(*arguments, background=False, **options):
@@ -215,6 +248,36 @@ def test_it_becomes_the_program(starter):
     found = {name: values.split() for name, values in (line.split(":") for line in status)}
     four = ["65534"] * 4
     assert found == {"Uid": four, "Gid": four, "Groups": ["65534"], "CapEff": ["0000000000000000"]}
+
+
+def test_an_agent_notes_and_logs_where_its_user_may(starter, tmp_path):
+    notes, log, read = tmp_path / "notes", tmp_path / "log", tmp_path / "read"
+    notes.mkdir()
+    read.write_text("1\n")
+    log.write_text("before\n")
+    name = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    user = ("--name", "x", "--user", name, "--group", "", "--notes", notes, "--log", log)
+    print_home = ("/bin/sh", "-c", 'echo "$HOME $(id -un)"; echo problem >&2')
+    bare = {"PATH": os.environ["PATH"]}
+    found = starter("start", *user, "--identity", "abc", "--reads", read, "--", *print_home, env=bare)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+    assert log.read_text().splitlines() == ["before", f"{Path(f'~{name}').expanduser()} {name}", "problem"]
+    first, line = (notes / "x.started").read_text().splitlines()
+    assert first.endswith(" abc")
+    assert line.endswith(f"  {read}")
+    assert not starter.stamps.exists()
+
+
+@as_root
+def test_an_agent_leaves_the_session_of_anybody_else(starter, tmp_path):
+    """launchd loads what is in /Library/LaunchAgents for everybody."""
+    (tmp_path / "notes").mkdir()
+    log = tmp_path / "log"
+    user = ("--name", "x", "--user", "nobody", "--group", "", "--notes", tmp_path / "notes", "--log", log)
+    found = starter("start", *user, "--identity", "abc", "--", "/bin/echo", "started")
+    assert found.stdout == "launchctl bootout gui/0/boxwright.x\n"
+    assert not log.exists()
+    assert list((tmp_path / "notes").iterdir()) == []
 
 
 def test_arguments_arrive_as_they_are(starter):
@@ -365,7 +428,8 @@ def test_it_makes_the_folders_of_the_service(starter, tmp_path):
     (folder / "link").symlink_to(outside)
     more = tmp_path / "more" / "y"
     user = ("--name", "x", "--user", "nobody", "--group", "nogroup")
-    assert starter("start", *user, "--folder", folder, "--folder", more, "--", "/bin/true").returncode == 0
+    assert starter("start", *user, "--folder", folder, "--folder", more, "--", "/bin/true", umask=0o077).returncode == 0
+    assert stat.S_IMODE(more.parent.stat().st_mode) == 0o755, "nobody else could have a folder there"
     for path in (folder, more):
         found = path.stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o700)

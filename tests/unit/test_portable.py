@@ -82,7 +82,7 @@ LINUX = {
     "boxwright/facts/services.py": ELSEWHERE,
     "boxwright/operations/systemd.py": ELSEWHERE,
     "boxwright/testing/probes.py": ELSEWHERE,
-    "boxwright/systems.py:as_account": ELSEWHERE,
+    "boxwright/systems.py:as_user": ELSEWHERE,
     "boxwright/operations/ollama.py:_MAKE": "each half of its functions has the words of its own system",
     "boxwright/operations/ollama.py:Store": ELSEWHERE,
     "boxwright/operations/ollama.py:account_free": "what Ollama's installer leaves on Linux",

@@ -1,11 +1,20 @@
 """What checks ask of a box, from what its tools print."""
 
+import plistlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from boxwright.testing.probes import layers_on_the_card, listeners, process, sockets, starts_at_boot, unprivileged
+from boxwright.testing.probes import (
+    layers_on_the_card,
+    listeners,
+    process,
+    session,
+    sockets,
+    starts_at_boot,
+    unprivileged,
+)
 
 # As `ss -Hltn` of iproute2 6.1 prints it.
 SOCKETS = """\
@@ -106,7 +115,7 @@ def a_mac(**answers: str) -> Any:
     return SimpleNamespace(
         check_output=said,
         run=lambda command: SimpleNamespace(stdout=said(command), rc=0),
-        file=lambda path: SimpleNamespace(exists="absent" not in path),
+        file=lambda path: SimpleNamespace(exists="absent" not in path and "/LaunchAgents/" not in path),
         system_info=SimpleNamespace(type="darwin"),
     )
 
@@ -122,6 +131,36 @@ def test_listeners_of_a_mac() -> None:
         ("python", "::1", 8081),
         ("python", "*", 8082),
     ]
+
+
+def test_an_agent_of_a_mac() -> None:
+    """Its session is asked, and its user; where that has no session, who reads it is told why nothing runs."""
+    words = ["/opt/boxwright/launchd/start", "start", "--name", "llamacpp", "--user", "ada", "--", "/bin/x"]
+    definition = plistlib.dumps({"ProgramArguments": words})
+    asked: list[str] = []
+
+    def run(command: str) -> Any:
+        asked.append(command)
+        answers = {"id -u ada": "502\n", "launchctl print-disabled": DISABLED, "launchctl print ": JOB, "ps": "ada\n"}
+        text = next(text for words, text in answers.items() if command.startswith(words))
+        return SimpleNamespace(stdout=text, stderr="Could not find domain", rc=112 if away and text == JOB else 0)
+
+    away = False
+    host = SimpleNamespace(
+        run=run,
+        check_output=lambda command: run(command).stdout,
+        file=lambda path: SimpleNamespace(exists=path.startswith("/Library/LaunchAgents/"), content=definition),
+        system_info=SimpleNamespace(type="darwin"),
+    )
+    assert session(host, "llamacpp") == "ada"
+    assert process(host, "llamacpp") == 54109
+    assert "launchctl print gui/502/boxwright.llamacpp" in asked
+    assert unprivileged(host, "llamacpp", "llamacpp")
+    assert [starts_at_boot(host, name) for name in ("llamacpp", "old")] == [True, False]
+    assert asked[-1] == "launchctl print-disabled gui/502"
+    away = True
+    with pytest.raises(AssertionError, match="starts when ada signs in: Could not find domain"):
+        process(host, "llamacpp")
 
 
 def test_services_of_a_mac() -> None:

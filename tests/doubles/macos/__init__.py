@@ -211,6 +211,19 @@ class MacDouble(Operated):
         self.container.start()
         self.wait()
 
+    def login(self, user: str) -> None:
+        """`user` signs in at the screen. Over SSH nobody has a session with a screen."""
+        self._window("login", user)
+
+    def logout(self, user: str) -> None:
+        """`user` signs out there: what runs in the session is told to end."""
+        self._window("logout", user)
+
+    def _window(self, verb: str, user: str) -> None:
+        program = f"{ROOT}/linux/bin/python3 -ISB {ROOT}/system/tool.py loginwindow"
+        code, _, err = self.as_root(f'{program} {verb} "$(id -u {user})"')
+        assert code == 0, err
+
     def close(self) -> None:
         """It is gone."""
         super().close()

@@ -39,6 +39,11 @@ def ask(question: dict[str, object]) -> int:
     return int(answer["code"])
 
 
+def loginwindow(name: str, arguments: list[str]) -> int:
+    """`loginwindow login UID`, `loginwindow logout UID`: somebody signs in at the screen, or out. No Mac has it so."""
+    return ask({"argv": [f"\0{arguments[0]}", arguments[1]]})
+
+
 def shutdown(name: str, arguments: list[str]) -> int:
     """`shutdown -r now`, `reboot`, `halt`: a container has no other state than booted, so it always comes back."""
     if not common.is_root():

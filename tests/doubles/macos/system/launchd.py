@@ -1,4 +1,4 @@
-"""Process number 1: what launchd is on a Mac, as far as daemons of the system go.
+"""Process number 1: what launchd is on a Mac, as far as daemons of the system and agents of who is signed in go.
 
 One process and one thread: it starts what is to run, notices what has ended, and answers launchctl over a socket. It
 follows section 2 of the reference (see README.md); what a job is, and when it starts again, is launchd.plist(5).
@@ -34,6 +34,8 @@ import common
 OVERRIDES = Path("/private/var/db/com.apple.xpc.launchd")
 LOG = Path("/private/var/log/com.apple.xpc.launchd/launchd.log")
 FOLDERS = (Path("/System/Library/LaunchDaemons"), Path("/Library/LaunchDaemons"))
+#: Then that of the person who signs in.
+AGENTS = (Path("/System/Library/LaunchAgents"), Path("/Library/LaunchAgents"))
 #: Numbers from 107 on have names of launchd's own, those below are errno's.
 NAMES = {
     107: "Malformed bundle",
@@ -110,6 +112,7 @@ class Job:
     label: str
     path: str
     plist: dict[str, Any]
+    domain: str = "system"
     pid: int = 0
     runs: int = 0
     # As wait(2) gives it; None: it never ended.
@@ -130,6 +133,16 @@ class Job:
     # Of kickstart: what is to be said when the next process runs.
     kicked: list[Callable[[Answer], None]] = field(default_factory=list)
     kick: bool = False
+
+    @property
+    def target(self) -> str:
+        """By which it is known."""
+        return f"{self.domain}/{self.label}"
+
+    @property
+    def uid(self) -> int:
+        """Whose domain it is in."""
+        return 0 if self.domain == "system" else int(self.domain.split("/")[1])
 
     @property
     def throttle(self) -> int:
@@ -190,8 +203,8 @@ class Refusal(Exception):
         self.number, self.first = number, first
 
 
-def read_plist(path: str) -> dict[str, Any]:
-    """The property list of a job. Raises Refusal."""
+def read_plist(path: str, uid: int = 0) -> dict[str, Any]:
+    """The property list of a job, of root or of the person in whose domain it shall be. Raises Refusal."""
     try:
         with Path(path).open("rb") as handle:
             about = os.fstat(handle.fileno())
@@ -199,7 +212,7 @@ def read_plist(path: str) -> dict[str, Any]:
             data = handle.read()
     except OSError as error:
         raise Refusal(5) from error
-    if about.st_uid != 0 or about.st_mode & 0o022:
+    if about.st_uid not in (0, uid) or about.st_mode & 0o022:
         raise Refusal(122, f"{path}: Path had bad ownership/permissions")
     try:
         found = plistlib.loads(data.lstrip() if not data.startswith(b"bplist") else data)
@@ -210,6 +223,14 @@ def read_plist(path: str) -> dict[str, Any]:
     if not found.get("Program") and not found.get("ProgramArguments"):
         raise Refusal(5)
     return found
+
+
+def fits(plist: dict[str, Any], domain: str) -> bool:
+    """Whether LimitLoadToSessionType lets a job into a domain; without that an agent is for sessions with a screen."""
+    wanted = plist.get("LimitLoadToSessionType")
+    if wanted is None:
+        return True
+    return ("System" if domain == "system" else "Aqua") in ([wanted] if isinstance(wanted, str) else wanted)
 
 
 def next_calendar(wanted: Any, now: datetime) -> datetime:
@@ -239,7 +260,10 @@ class Launchd:
     """All jobs, and the loop that serves them."""
 
     def __init__(self) -> None:
+        # By target.
         self.jobs: dict[str, Job] = {}
+        # The domains of those who are signed in at the screen.
+        self.sessions: set[str] = set()
         self.selector = selectors.DefaultSelector()
         self.ending = False
         # Of each program that was started: what it was like then, by its inode (see `killed_by_signature`).
@@ -273,17 +297,36 @@ class Launchd:
         listener.listen(64)
         listener.setblocking(False)
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
-        for folder in FOLDERS:
-            for path in sorted(folder.glob("*.plist")):
-                try:
-                    plist = read_plist(str(path))
-                    if self.disabled("system", plist["Label"], plist):
-                        continue
-                    self.add(Job(plist["Label"], str(path), plist))
-                except Exception as error:
-                    refusal = error if isinstance(error, Refusal) else Refusal(5)
-                    self.log(str(path), f"failed to bootstrap: {refusal.number}: {error_text(refusal.number)}")
+        self.load_all(FOLDERS, "system")
         (common.VOLATILE / "booted").touch()
+
+    def load_all(self, folders: tuple[Path, ...], domain: str) -> None:
+        """Loads what is in these folders, as at a boot or a login."""
+        for path in (path for folder in folders for path in sorted(folder.glob("*.plist"))):
+            try:
+                plist = read_plist(str(path), 0 if domain == "system" else int(domain.split("/")[1]))
+                if self.disabled(domain, plist["Label"], plist) or not fits(plist, domain):
+                    continue
+                self.add(Job(plist["Label"], str(path), plist, domain))
+            except Exception as error:
+                refusal = error if isinstance(error, Refusal) else Refusal(5)
+                self.log(str(path), f"failed to bootstrap: {refusal.number}: {error_text(refusal.number)}")
+
+    def sign_in(self, uid: int) -> Answer:
+        """Somebody signs in at the screen: loginwindow asks for their domain."""
+        domain = f"gui/{uid}"
+        if domain not in self.sessions:
+            self.sessions.add(domain)
+            self.load_all((*AGENTS, Path(pwd.getpwuid(uid).pw_dir) / "Library/LaunchAgents"), domain)
+        return Answer()
+
+    def sign_out(self, uid: int) -> Answer:
+        """Everything of their domain is told to end, and the domain is gone."""
+        domain = f"gui/{uid}"
+        for job in [job for job in self.jobs.values() if job.domain == domain]:
+            self.bootout(domain, job.label)
+        self.sessions.discard(domain)
+        return Answer()
 
     def run(self) -> None:
         """Until it is told to end."""
@@ -365,9 +408,9 @@ class Launchd:
 
     def add(self, job: Job) -> None:
         """Loads a job, and starts it when it is to start."""
-        self.jobs[job.label] = job
+        self.jobs[job.target] = job
         self.arm(job)
-        quick = time.monotonic() - self.just_removed.get(job.label, -1000) < 10
+        quick = time.monotonic() - self.just_removed.get(job.target, -1000) < 10
         if common_options().get("sluggish") and quick:
             job.stuck = True
         elif job.starts:
@@ -407,10 +450,11 @@ class Launchd:
 
     def forget(self, job: Job) -> None:
         """The label is free again."""
-        if self.jobs.get(job.label) is job:
-            del self.jobs[job.label]
-            self.just_removed[job.label] = time.monotonic()
-        self.answer_kicks(job, Answer(113, err=f'Could not find service "{job.label}" in domain for system\n'))
+        if self.jobs.get(job.target) is job:
+            del self.jobs[job.target]
+            self.just_removed[job.target] = time.monotonic()
+        where = self.where(job.domain)
+        self.answer_kicks(job, Answer(113, err=f'Could not find service "{job.label}" in domain for {where}\n'))
 
     @staticmethod
     def answer_kicks(job: Job, answer: Answer) -> None:
@@ -583,6 +627,10 @@ class Launchd:
                 return Answer(1, err="Operation not permitted\n")
             self.ending = True
             return Answer()
+        if words[:1] in (["\0login"], ["\0logout"]):
+            if uid != 0:
+                return Answer(1, err="Operation not permitted\n")
+            return (self.sign_in if words[0] == "\0login" else self.sign_out)(int(words[1]))
         if not words:
             return Answer(1, err=f"{USAGE}\n")
         verb, rest = words[0], words[1:]
@@ -634,32 +682,39 @@ class Launchd:
             return self.unrecognized(words[0], usage)
         if len(words) < 2:
             return Answer(64, err=f"Usage: launchctl {usage}\n")
-        if found[0] != "system":
+        if found[0] != "system" and found[0] not in self.sessions:
             return Answer(125, err=f"Bootstrap failed: 125: {error_text(125)}\n")
-        if uid != 0:
+        if not self.may(uid, found[0]):
             text = "Bootstrap failed: 5: Input/output error\nTry re-running the command as root for richer errors.\n"
             return Answer(5, err=text)
         paths = []
         for word in words[1:]:
             paths += sorted(map(str, Path(word).glob("*.plist"))) if Path(word).is_dir() else [word]
-        problems = [problem for problem in (self.bootstrap(path) for path in paths) if problem.code]
+        problems = [problem for problem in (self.bootstrap(path, found[0]) for path in paths) if problem.code]
         if len(problems) > 1:
             return Answer(133, err="".join(problem.err for problem in problems))
         return problems[0] if problems else Answer()
 
-    def bootstrap(self, path: str) -> Answer:
+    @staticmethod
+    def may(uid: int, domain: str) -> bool:
+        """Whether somebody may change what is in a domain."""
+        return uid == 0 or (domain != "system" and domain.split("/")[1] == str(uid))
+
+    def bootstrap(self, path: str, domain: str = "system") -> Answer:
         """Loads one property list."""
         try:
-            plist = read_plist(path)
-            if plist["Label"] in self.jobs:
+            plist = read_plist(path, 0 if domain == "system" else int(domain.split("/")[1]))
+            if f"{domain}/{plist['Label']}" in self.jobs:
                 raise Refusal(37, f"{path}: service already loaded")
-            if self.disabled("system", plist["Label"], plist):
+            if not fits(plist, domain):
+                raise Refusal(134)
+            if self.disabled(domain, plist["Label"], plist):
                 raise Refusal(119)
         except Refusal as refusal:
             verb = "Load" if refusal.number == 122 else "Bootstrap"
             first = f"{refusal.first}\n" if refusal.first else ""
             return Answer(refusal.number, err=f"{first}{verb} failed: {refusal.number}: {error_text(refusal.number)}\n")
-        self.add(Job(plist["Label"], os.path.realpath(path), plist))
+        self.add(Job(plist["Label"], os.path.realpath(path), plist, domain))
         return Answer()
 
     def do_bootout(self, words: list[str], uid: int) -> Answer:
@@ -671,28 +726,28 @@ class Launchd:
         if found is None:
             return self.unrecognized(words[0], usage)
         domain, label = found
-        if domain != "system":
+        if domain != "system" and domain not in self.sessions:
             return Answer(125, err=f"Boot-out failed: 125: {error_text(125)}\n")
-        if uid != 0:
+        if not self.may(uid, domain):
             return Answer(1, err="Boot-out failed: 1: Operation not permitted\n")
         if label:
-            return self.bootout(label)
+            return self.bootout(domain, label)
         if len(words) < 2:
             # All of the system's domain: nobody who means it would ask the double.
             return Answer(150, err=f"Boot-out failed: 150: {error_text(150)}\n")
         for path in words[1:]:
             real = os.path.realpath(path)
-            job = next((job for job in self.jobs.values() if job.path == real), None)
+            job = next((job for job in self.jobs.values() if (job.path, job.domain) == (real, domain)), None)
             if job is None:
                 return Answer(5, err="Boot-out failed: 5: Input/output error\n")
-            answer = self.bootout(job.label)
+            answer = self.bootout(domain, job.label)
             if answer.code:
                 return answer
         return Answer()
 
-    def bootout(self, label: str) -> Answer:
+    def bootout(self, domain: str, label: str) -> Answer:
         """Unloads one job."""
-        job = self.jobs.get(label)
+        job = self.jobs.get(f"{domain}/{label}")
         if job is None:
             return Answer(3, err="Boot-out failed: 3: No such process\n")
         if job.removing:
@@ -737,9 +792,9 @@ class Launchd:
         if found is None or not found[1]:
             return self.unrecognized(targets[0], usage)
         domain, label = found
-        if uid != 0 and domain == "system":
+        if not self.may(uid, domain):
             return Answer(1, err=f'Could not kickstart service "{label}": 1: Operation not permitted\n')
-        job = self.jobs.get(label) if domain == "system" else None
+        job = self.jobs.get(f"{domain}/{label}")
         if job is None:
             return Answer(113, err=f'Could not find service "{label}" in domain for {self.where(domain)}\n')
         if job.removing:
@@ -774,10 +829,10 @@ class Launchd:
         except KeyError:
             return Answer(64, err=f"Unknown signal: {words[0]}\nUsage: launchctl {usage}\n")
         domain, label = found
-        job = self.jobs.get(label) if domain == "system" else None
+        job = self.jobs.get(f"{domain}/{label}")
         if job is None:
             return Answer(113, err=f'Could not find service "{label}" in domain for {self.where(domain)}\n')
-        if uid != 0:
+        if not self.may(uid, domain):
             return Answer(1, err="Could not signal service: 1: Operation not permitted\n")
         if not job.pid:
             return Answer(3, err="Could not signal service: 3: No such process\n")
@@ -791,14 +846,17 @@ class Launchd:
             return self.unrecognized(words[0] if words else "", "print <domain-target> | <service-target>")
         domain, label = found
         if not label:
-            if domain != "system" and not domain.startswith("user/"):
+            if domain != "system" and not domain.startswith("user/") and domain not in self.sessions:
                 first = "Bad request.\n" if common.version() >= 26 else ""
                 return Answer(112, err=f"{first}Could not find domain for {self.where(domain)}\n")
-            jobs = self.jobs.values() if domain == "system" else []
+            jobs = [job for job in self.jobs.values() if job.domain == domain]
             rows = [f"\t\t{job.pid:8d}      - \t{job.label}\n" for job in jobs]
-            rows = [f"{domain} = {{\n", "\ttype = system\n", "\tservices = {\n", *rows, "\t}\n", "}\n"]
+            about = ["\ttype = system\n"]
+            if domain in self.sessions:
+                about = ["\ttype = login\n", f"\tactive count = {len(jobs) + 1}\n", "\tcreator = loginwindow[415]\n"]
+            rows = [f"{domain} = {{\n", *about, "\tservices = {\n", *rows, "\t}\n", "}\n"]
             return Answer(out="".join(rows))
-        job = self.jobs.get(label) if domain == "system" else None
+        job = self.jobs.get(f"{domain}/{label}")
         return self.missing(domain, label) if job is None else Answer(out=printed(job))
 
     def do_print_disabled(self, words: list[str], uid: int) -> Answer:
@@ -814,7 +872,8 @@ class Launchd:
 
     def do_list(self, words: list[str], uid: int) -> Answer:
         """All jobs of the caller's own domain, or one of them as a property list of the old kind."""
-        jobs = self.jobs if uid == 0 else {}
+        domain = "system" if uid == 0 else f"gui/{uid}"
+        jobs = {job.label: job for job in self.jobs.values() if job.domain == domain}
         if not words:
             rows = ["PID\tStatus\tLabel\n"]
             for job in jobs.values():
@@ -830,7 +889,7 @@ class Launchd:
             if key in plist:
                 lines.append(f'\t"{key}" = "{plist[key]}";')
         lines += [
-            '\t"LimitLoadToSessionType" = "System";',
+            f'\t"LimitLoadToSessionType" = "{"System" if domain == "system" else "Aqua"}";',
             f'\t"Label" = "{job.label}";',
             f'\t"OnDemand" = {"false" if job.keeps else "true"};',
             f'\t"LastExitStatus" = {job.status or 0};',
@@ -865,7 +924,7 @@ class Launchd:
         found = self.target(words[0]) if words else None
         if found is None or not found[1]:
             return self.unrecognized(words[0] if words else "", "blame <service-target>")
-        job = self.jobs.get(found[1]) if found[0] == "system" else None
+        job = self.jobs.get("/".join(found))
         if job is None:
             return self.missing(*found)
         return Answer(out=f"{reason(job) or '(not running)'}\n")
@@ -912,7 +971,7 @@ class Launchd:
                 label = read_plist(path)["Label"]
                 if "-w" in words and uid == 0:
                     self.override("system", label, True)
-                if uid == 0 and not self.bootout(label).code:
+                if uid == 0 and not self.bootout("system", label).code:
                     continue
             said += f"Unload failed: 5: {error_text(5)}\n"
             said += "Try running `launchctl bootout` as root for richer errors.\n"
@@ -920,7 +979,7 @@ class Launchd:
 
     def do_start(self, words: list[str], uid: int) -> Answer:
         """By label."""
-        job = self.jobs.get(words[0]) if words and uid == 0 else None
+        job = self.jobs.get(f"system/{words[0]}") if words and uid == 0 else None
         if job is None:
             return Answer(3)
         if not job.pid and not job.removing:
@@ -929,7 +988,7 @@ class Launchd:
 
     def do_stop(self, words: list[str], uid: int) -> Answer:
         """By label."""
-        job = self.jobs.get(words[0]) if words and uid == 0 else None
+        job = self.jobs.get(f"system/{words[0]}") if words and uid == 0 else None
         if job is None:
             return Answer(3)
         self.stop(job)
@@ -937,7 +996,7 @@ class Launchd:
 
     def do_remove(self, words: list[str], uid: int) -> Answer:
         """By label."""
-        return Answer(3) if not words or uid != 0 or self.bootout(words[0]).code else Answer()
+        return Answer(3) if not words or uid != 0 or self.bootout("system", words[0]).code else Answer()
 
 
 def common_options() -> dict[str, Any]:
@@ -968,7 +1027,8 @@ def printed(job: Job) -> str:
     plist = job.plist
     scheduled = job.respawn_at is not None
     state = "running" if job.pid else "spawn scheduled" if scheduled else "not running"
-    lines = [f"active count = {1 if job.pid else 0}", f"path = {job.path}", "type = LaunchDaemon", f"state = {state}"]
+    kind = "LaunchDaemon" if job.domain == "system" else "LaunchAgent"
+    lines = [f"active count = {1 if job.pid else 0}", f"path = {job.path}", f"type = {kind}", f"state = {state}"]
     lines += ["", f"program = {job.program}", "arguments = {", *(f"\t{word}" for word in job.arguments), "}"]
     if plist.get("WorkingDirectory"):
         lines += ["", f"working directory = {plist['WorkingDirectory']}"]
@@ -978,7 +1038,8 @@ def printed(job: Job) -> str:
             lines.append(f"{name} = {plist[key]}")
     lines += ["default environment = {", f"\tPATH => {common.PATH}", "}", "", "environment = {"]
     lines += [f"\t{key} => {value}" for key, value in (plist.get("EnvironmentVariables") or {}).items()]
-    lines += [f"\tXPC_SERVICE_NAME => {job.label}", "}", "", "domain = system"]
+    # Behind the domain of a session stands its number of the audit.
+    lines += [f"\tXPC_SERVICE_NAME => {job.label}", "}", "", f"domain = {job.domain}{' [100020]' if job.uid else ''}"]
     if plist.get("UserName"):
         lines.append(f"username = {plist['UserName']}")
     if plist.get("GroupName"):
@@ -1009,7 +1070,7 @@ def printed(job: Job) -> str:
         ("inferred program", "Program" not in plist),
     ]
     lines.append("properties = " + " | ".join(name for name, there in names if there))
-    return f"system/{job.label} = {{\n" + "".join(f"\t{line}\n" if line else "\n" for line in lines) + "}\n"
+    return f"{job.target} = {{\n" + "".join(f"\t{line}\n" if line else "\n" for line in lines) + "}\n"
 
 
 def become_job(job: Job) -> None:
@@ -1032,6 +1093,9 @@ def become_job(job: Job) -> None:
         os.nice(int(plist["Nice"]))
     os.umask(int(str(plist["Umask"]), 8) if isinstance(plist.get("Umask"), str) else int(plist.get("Umask", 0o022)))
     user = pwd.getpwnam(plist["UserName"]) if plist.get("UserName") else None
+    if job.uid:
+        # UserName and GroupName are for the system's jobs alone.
+        user, plist = pwd.getpwuid(job.uid), {**plist, "GroupName": None}
     group = grp.getgrnam(plist["GroupName"]).gr_gid if plist.get("GroupName") else user.pw_gid if user else 0
     if user is not None:
         environment |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "SHELL": user.pw_shell}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 PROGRAMS = {
-    "launchctl": "launchctl shutdown reboot halt",
+    "launchctl": "launchctl shutdown reboot halt loginwindow",
     "accounts": "dscl dseditgroup dsmemberutil dscacheutil sysadminctl createhomedir id groups",
     "power": "pmset caffeinate",
     "identity": "uname arch sw_vers sysctl system_profiler scutil ioreg vm_stat nvram uptime",
