@@ -169,10 +169,10 @@ def test_agents_are_there_between_login_and_logout(mac: MacDouble) -> None:
         assert mac.as_root(f"launchctl bootstrap system {agent}") == refused
         # In one's own one may do everything, and root may.
         assert mac.as_user("launchctl bootout gui/501/test.agent")[0] == 0
-        until("it is gone", lambda: mac.as_root(shown)[0] == 113)
+        eventually("it is gone", lambda: mac.as_root(shown)[0] == 113)
         assert mac.as_root(f"launchctl bootstrap gui/501 {agent}")[0] == 0
         mac.logout("operator")
-        until("it has ended", lambda: mac.as_root(shown)[0] == 113)
+        eventually("it has ended", lambda: mac.as_root(shown)[0] == 113)
         assert mac.as_root("launchctl print gui/501")[0] == 112
     finally:
         mac.logout("operator")
