@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,6 +206,31 @@ def test_the_service_has_what_opens_qdrant(large: Box) -> None:
     assert (told["url"], told["model"], told["prefix"]) == ("http://127.0.0.1:6333", "embedder", "bw-production-")
     other = json.loads(large.sh("cat /etc/boxwright/api/development.json"))["retrieval"]
     assert other["prefix"] == "bw-development-"
+
+
+def test_an_answer_from_a_document(large: Box, tmp_path: Path) -> None:
+    """From the operator's file to the answer outside: the real engine for both models."""
+    file = tmp_path / "pump.txt"
+    file.write_text("The pump is oiled each Monday.\n\nIts filter is changed in May.\n", encoding="utf-8")
+    large.run("boxwright", "document", "add", "manuals", str(file)).expect()
+    assert "pump.txt" in large.run("boxwright", "document", "list", "manuals").expect().out
+    assert "bw-production-manuals" in passages(large)
+    question = {**QUESTION, "retrieval": {"collection": "manuals"}}
+    reader, other = made(large, "reader", collections=["manuals"]), made(large, "other")
+    answer = ask(large, reader, body=question)
+    assert (answer.status_code, answer.headers["x-boxwright-passages"]) == (200, "1"), answer.text
+    with_passages, without = answer.json()["usage"]["prompt_tokens"], ask(large, reader).json()["usage"]
+    assert with_passages > without["prompt_tokens"] + 10
+    refused = ask(large, other, body=question)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "collection_not_allowed")
+    large.sh("systemctl restart boxwright-qdrant")
+    assert ask(large, reader, body=question).headers["x-boxwright-passages"] == "1"
+    large.sh("systemctl stop boxwright-qdrant")
+    away = ask(large, reader, body=question)
+    assert (away.status_code, away.json()["error"]["code"]) == (503, "retrieval_unavailable")
+    large.sh("systemctl start boxwright-qdrant")
+    large.run("boxwright", "document", "remove", "manuals", "--all").expect()
+    assert "bw-production-manuals" not in passages(large)
 
 
 def test_without_passages_qdrant_goes_and_what_it_held_stays(large: Box) -> None:
