@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import shutil
@@ -55,7 +56,8 @@ class Client:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/lms-status", timeout=3) as answer:
                     if json.load(answer).get("package") == "daemon":
                         return int(port)
-            except (OSError, ValueError):
+            except (OSError, ValueError, http.client.HTTPException):
+                # The last: it ends just now, in the middle of its answer.
                 continue
         return None
 
@@ -83,9 +85,20 @@ class Client:
     def ask(self, method: str, **parameters: Any) -> Any:
         """The daemon's answer, which is started for it."""
         self.wake()
+        return self._ask(self.port(), method, parameters)
+
+    def running(self) -> Any:
+        """What the daemon says of itself; None when none runs, also when it ends just now."""
+        port = self.port()
+        try:
+            return None if port is None else self._ask(port, "info", {})
+        except (OSError, http.client.HTTPException):
+            return None
+
+    def _ask(self, port: int | None, method: str, parameters: dict[str, Any]) -> Any:
         key = store.internal(self.home, "lms-key-2").read_text()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port()}/rpc",
+            f"http://127.0.0.1:{port}/rpc",
             json.dumps({"method": method, "parameters": parameters}).encode(),
             {"X-Key": key},
         )
@@ -104,7 +117,7 @@ def served(port: int, bind: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://{bind}:{port}/lmstudio-greeting", timeout=0.5) as answer:
             return json.load(answer).get("lmstudio") is True
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, http.client.HTTPException):
         return False
 
 
@@ -115,10 +128,10 @@ def ratio(text: str) -> float:
 
 def daemon(client: Client, options: argparse.Namespace) -> None:
     if options.verb == "status":
-        if client.port() is None:
+        info = client.running()
+        if info is None:
             data({"status": "not-running"}) if options.json else print("LM Studio is not running")
             return
-        info = client.ask("info")
         if options.json:
             data({"status": "running", "pid": info["pid"], "isDaemon": True})
         else:
