@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 from kit import LIGHT, MODEL_ENTRY, REMOVE, Box, Lab, eventually, operations
 from qdrant_mirror import in_mirror
+
+from boxwright.lab import ollama
+from boxwright.lab.mirror import mirror_dir
+from boxwright.lab.progress import Progress
 
 pytestmark = pytest.mark.lab
 
@@ -186,6 +191,32 @@ def test_an_experiment_has_keys_of_its_own(large: Box) -> None:
     assert large.succeeds("test -d /var/lib/boxwright/api/development")
     large.settle()
     assert "experimenter" in [one["owner"] for one in keys(large, 8010)]
+
+
+def test_options_that_ollamas_v1_drops_reach_it(small: Box) -> None:
+    """The service asks Ollama's own API: a real one, which the same key reaches."""
+    key = made(small, "tester of Ollama")
+    small.settled = False
+    with Progress(io.StringIO(), plain=True) as progress:
+        engine = ollama.variables(mirror_dir() / "files", {}, progress)
+    small.apply(inventory=small.with_variables("ollama", inference_engine="ollama", **engine)).expect()
+
+    def context() -> int:
+        """Tokens of the model in memory; 0 without one."""
+        told = json.loads(small.sh("curl -sf http://127.0.0.1:11434/api/ps"))["models"]
+        return int(told[0]["context_length"]) if told else 0
+
+    before = context()
+    answer = ask(small, key, body={**QUESTION, "num_ctx": 512})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"]
+    assert before != 512 == context()
+    streamed = ask(small, key, body={**QUESTION, "max_tokens": 8, "stream": True}).text
+    assert streamed.rstrip().endswith("data: [DONE]")
+    assert streamed.count("data: ") > 3
+    assert ask(small, key, body={**QUESTION, "keep_alive": 0}).status_code == 200
+    eventually("the model is let go", lambda: context() == 0)
+    eventually("all of it is in the usage log", lambda: usage(small, "tester of Ollama") == 3)
 
 
 # Passages
