@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +33,11 @@ WARM = 2
 
 @dataclass
 class Soaked:
-    """One form: how often what was asked, and its MiB at each minute."""
+    """One form: how often what was asked, what was refused by its code, and its MiB at each minute."""
 
     way: Way
     asked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("plain", "stream", "left"), 0))
-    failed: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
     resident: list[float] = field(default_factory=list)
 
 
@@ -48,7 +49,7 @@ async def client(soaked: Soaked, session: aiohttp.ClientSession, end: float) -> 
         body = {"model": "bench", "messages": MESSAGES, "stream": kind != "plain"}
         async with session.post(url, json=body, headers=headers) as answer:
             if answer.status != 200:
-                soaked.failed += 1
+                soaked.failed[(await answer.json())["error"]["code"]] += 1
             elif kind == "left":
                 for _ in range(random.randint(1, 10)):  # noqa: S311
                     await answer.content.readline()
@@ -99,8 +100,9 @@ def main() -> None:
         for soaked in found:
             first, last = soaked.resident[min(WARM, minutes) - 1], soaked.resident[-1]
             counts = " | ".join(str(number) for number in soaked.asked.values())
+            failed = ", ".join(f"{number} {code}" for code, number in soaked.failed.items()) or "0"
             lines.append(
-                f"| {soaked.way.name} | {counts} | {soaked.failed} | {kept(soaked)} | {first:.1f} | "
+                f"| {soaked.way.name} | {counts} | {failed} | {kept(soaked)} | {first:.1f} | "
                 f"{max(soaked.resident):.1f} | {last:.1f} | {last - first:+.1f} |"
             )
     print(f"{machine()}\n\n{minutes} minutes, {CLIENTS} clients for each form at the same time.\n")
