@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STACK, REMOVE = "deploys/stack.py", "deploys/remove.py"
 # Folders of this machine's sessions begin like this; what a killed session left is known by it.
 PREFIX = "boxwright-tests-"
+# What Docker gives to a command where the image says nothing.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Without Docker and Open WebUI a box converges in seconds, through the same roles and operations otherwise.
 LIGHT = {"docker_enabled": False, "openwebui_enabled": False}
 # The model that the lab's boxes serve.
@@ -403,7 +405,8 @@ class Box:
         if not _belongs(self._init, self._identity):
             state = self.container.attrs
             self._identity, self._init = state["Id"], int(state["State"]["Pid"])
-            self._environment = {"HOME": "/root", **dict(each.split("=", 1) for each in state["Config"]["Env"])}
+            given = dict(each.split("=", 1) for each in state["Config"]["Env"] or ())
+            self._environment = {"HOME": "/root", "PATH": PATH, **given}
         return self._init
 
     def put(self, path: str, text: str, mode: int = 0o644) -> None:
