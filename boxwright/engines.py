@@ -121,6 +121,13 @@ class EngineSettings(RoleSettings):
         """Regular expression that this answer must match; empty when its status says enough."""
         return ""
 
+    def watched_question(self, server: Server) -> Mapping[str, Any]:
+        """What the watchdog asks a server from time to time: its `url`, and the `body` as JSON has it. `loaded`, where
+        the engine tells what it has in memory (as Ollama's /api/ps does): the `url` for that and the model's `name`.
+        """
+        url, body = server.question
+        return {"url": url, "body": json.loads(body)}
+
     def listed(self, name: str) -> str:
         """How /v1/models calls the model with the public name `name`."""
         return name

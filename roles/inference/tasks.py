@@ -163,13 +163,12 @@ def watched(box: Box) -> list[dict[str, Any]]:
     for name in box.inference.running:
         engine = box.engine(name)
         for server in engine.servers(box):
-            url, body = server.question
             found.append(
                 {
                     "unit": server.unit,
                     "health": f"http://127.0.0.1:{server.port}{engine.health_path}",
                     "body": engine.health_body,
-                    "question": {"url": url, "body": json.loads(body)} if server.lasting else None,
+                    "question": dict(engine.watched_question(server)) if server.lasting else None,
                     "account": systems.account(box.system, name) if engine.detached else "",
                     "key": engine.key.get_secret_value() if engine.key else "",
                     **({"session": box.inference.agent_user} if box.inference.agent_user else {}),

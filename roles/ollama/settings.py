@@ -1,12 +1,12 @@
 """Variables of the ollama role."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from boxwright.describe import Words
-from boxwright.engines import EngineSettings, cannot, gguf_problems
+from boxwright.engines import EngineSettings, Server, cannot, gguf_problems
 from boxwright.errors import Problem
 from boxwright.graphics import Graphics
 from boxwright.models import Model
@@ -151,6 +151,23 @@ class OllamaSettings(EngineSettings, prefix="ollama"):
     def health_body(self) -> str:
         """The version, as JSON."""
         return "version"
+
+    def watched_question(self, server: Server) -> Mapping[str, Any]:
+        """By its own API: /v1 has no word for the context with which the model is in memory (docs/api.md of 0.24)."""
+        name = self.listed(server.model.name)
+        asked: dict[str, tuple[str, dict[str, Any]]] = {
+            "chat": (
+                "/api/chat",
+                {"messages": [{"role": "user", "content": "Hi"}], "stream": False, "options": {"num_predict": 1}},
+            ),
+            "embedding": ("/api/embed", {"input": "Hi", "options": {}}),
+        }
+        path, body = asked[server.model.kind]
+        return {
+            "url": f"{self.base_url}{path}",
+            "body": {"model": name, **body},
+            "loaded": {"url": f"{self.base_url}/api/ps", "name": name},
+        }
 
     def listed(self, name: str) -> str:
         """Ollama adds the tag."""

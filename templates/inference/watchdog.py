@@ -182,6 +182,8 @@ class Engine:
         self.job = system.job(self.unit, settings.get("session", ""))
         self.health, self.body = settings["health"], settings["body"]
         self.question, self.key = settings["question"], settings.get("key", "")
+        # Looks in a row at which no model was in memory.
+        self.unloaded = 0
         self.failures = 0
         self.restarts = 0
         self.restarted = self.asked = float("-inf")
@@ -227,10 +229,33 @@ class Engine:
         before, began = self.work(running), time.monotonic()
         self.asked = began
         try:
-            ask(self.question["url"], QUESTION_WITHIN, self.question["body"], self.key)
+            body = self.body_of_question()
+            if body is not None:
+                ask(self.question["url"], QUESTION_WITHIN, body, self.key)
         except Fault:
             if not self.worked(running, before, began):
                 raise
+
+    def body_of_question(self) -> "dict | None":
+        """What is asked; None: nothing now.
+
+        An engine that is asked by another context than the one that a client has asked for loads its model anew, for
+        the question and then for the client. So where it tells what it has in memory, it is asked for just that. What
+        is not in memory may be on its way there; at the second time it is asked for as it is declared, which loads it.
+        """
+        body, loaded = self.question["body"], self.question.get("loaded")
+        if not loaded:
+            return body
+        try:
+            models = json.loads(ask(loaded["url"], HEALTH_WITHIN, None, self.key))["models"]
+            found = [model["context_length"] for model in models if model["name"] == loaded["name"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Fault(f"{loaded['url']} does not tell what is in memory: {error!r}") from error
+        if found:
+            self.unloaded = 0
+            return {**body, "options": {**body["options"], "num_ctx": found[0]}}
+        self.unloaded += 1
+        return body if self.unloaded > 1 else None
 
     def work(self, running: str) -> float:
         """Seconds of processor time that the engine has used."""
@@ -238,7 +263,7 @@ class Engine:
 
     def worked(self, running: str, before: float, began: float) -> bool:
         """Whether the engine used the processor since the time `began`, when it had used `before` seconds of it."""
-        return self.work(running) - before >= BUSY * (time.monotonic() - began)
+        return self.work(running) - before > BUSY * (time.monotonic() - began)
 
     def restart(self, running: str, why: str) -> None:
         """Kill the engine and start it anew; not more often than the pause allows."""

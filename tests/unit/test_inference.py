@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -249,8 +250,6 @@ def test_a_model_that_is_larger_than_the_graphics_cards(
 
 
 def test_a_server_of_llama_cpp_is_told_what_it_serves() -> None:
-    import json
-
     box = a_box({**CHAT, "context": 512, "parallel": 3, "gpu_layers": 12}, EMBEDDING)
     chat, embedding = (json.loads(llamacpp.settings(server)) for server in box.llamacpp.servers(box))
     assert (chat["context"], chat["parallel"], chat["gpu_layers"], chat["embedding"]) == (512, 3, 12, False)
@@ -278,13 +277,14 @@ def watchdog(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.now = 1000.0  # type: ignore[attr-defined]
-    module.faults = {}  # type: ignore[attr-defined]
+    module.faults, module.answers, module.asked = {}, {}, []  # type: ignore[attr-defined]
 
     def ask(url: str, within: float, body: object = None, key: str = "") -> str:
         if fault := module.faults.get(url):  # type: ignore[attr-defined]
             module.now += within  # type: ignore[attr-defined]
             raise module.Fault(fault)
-        return "ok"
+        module.asked.append((url, body))  # type: ignore[attr-defined]
+        return str(module.answers.get(url, "ok"))  # type: ignore[attr-defined]
 
     monkeypatch.setattr(module, "ask", ask)
     monkeypatch.setattr(module.time, "monotonic", lambda: module.now)  # type: ignore[attr-defined]
@@ -409,6 +409,30 @@ def test_without_a_lasting_model_no_question_is_asked(watchdog: Any, services: S
     watchdog.faults["q"] = "no answer"
     look(watchdog, engine, 20)
     assert services.restarts == []
+
+
+def test_a_model_is_asked_as_it_is_in_memory(watchdog: Any, services: Services) -> None:
+    """A client may have loaded it with another context; one that is not there may be on its way."""
+    question = {"url": "q", "body": {"options": {"num_predict": 1}}, "loaded": {"url": "ps", "name": "a:latest"}}
+    engine = watchdog.Engine({**SETTINGS, "question": question}, services)
+
+    def asked(*models: tuple[str, int]) -> list[Any]:
+        """The bodies of the next question, whose engine has these models in memory."""
+        told = [{"name": name, "context_length": context} for name, context in models]
+        watchdog.answers["ps"] = json.dumps({"models": told})
+        watchdog.asked.clear()
+        look(watchdog, engine, int(watchdog.QUESTION_EVERY / watchdog.EVERY))
+        return [body for url, body in watchdog.asked if url == "q"]
+
+    assert asked(("b:latest", 9), ("a:latest", 512)) == [{"options": {"num_predict": 1, "num_ctx": 512}}]
+    assert asked(("a:latest", 4096)) == [{"options": {"num_predict": 1, "num_ctx": 4096}}]
+    assert asked(("b:latest", 9)) == []
+    assert asked() == [question["body"]]
+    assert asked(("a:latest", 4096)) == [{"options": {"num_predict": 1, "num_ctx": 4096}}]
+    assert asked() == []
+    watchdog.answers["ps"] = "[]"
+    look(watchdog, engine, 4)
+    assert services.restarts == ["e"]
 
 
 def test_restarts_become_rarer_and_quiet_takes_that_back(

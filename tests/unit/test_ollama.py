@@ -17,6 +17,7 @@ from boxwright.paths import repository_root
 from boxwright.preflight import Machine
 from boxwright.settings import parse_box
 from boxwright.systemd import systemd_timer, systemd_unit
+from roles.inference.tasks import watched
 from roles.ollama import tasks
 from roles.ollama.settings import RELEASES
 from roles.registry import Box
@@ -173,6 +174,19 @@ def test_a_model_in_ollamas_words() -> None:
     assert first.file.startswith("/var/lib/boxwright/models/abababababab-")
     assert json.loads(second.request)["from"] == "smollm2:135m"
     assert (first.question[0], second.question[0]) == ("/v1/chat/completions", "/v1/embeddings")
+
+
+def test_the_watchdog_asks_for_the_model_as_it_is_in_memory() -> None:
+    """By its own API, in which the context can be named; an embedding has no text."""
+    (chat,) = watched(a_box(inference_models=[MODEL]))
+    assert chat["question"]["url"] == "http://127.0.0.1:11434/api/chat"
+    assert chat["question"]["body"]["options"] == {"num_predict": 1}
+    assert chat["question"]["loaded"] == {"url": "http://127.0.0.1:11434/api/ps", "name": "local-llm:latest"}
+    embedder = {**MODEL, "name": "e:v1", "kind": "embedding"}
+    (embedding,) = watched(a_box(inference_models=[embedder, MODEL]))
+    assert embedding["question"]["url"] == "http://127.0.0.1:11434/api/embed"
+    assert embedding["question"]["body"] == {"model": "e:v1", "input": "Hi", "options": {}}
+    assert embedding["question"]["loaded"]["name"] == "e:v1"
 
 
 def test_another_definition_is_seen() -> None:
