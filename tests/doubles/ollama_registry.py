@@ -11,6 +11,8 @@ import json
 import re
 import ssl
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +28,7 @@ class OllamaRegistry:
 
     def __init__(self, folder: Path, address: str, model: Path) -> None:
         self.authority = Authority(folder, "Root of the registry")
-        # What it answers instead of a manifest: a status, or 0.
-        self.refuses = 0
+        self._refuses = 0
         # What was asked, as "METHOD PATH".
         self.asked: list[str] = []
         self._blobs: dict[str, Path] = {}
@@ -58,6 +59,15 @@ class OllamaRegistry:
             }
         ).encode()
 
+    @contextmanager
+    def refusing(self, status: int) -> Iterator[None]:
+        """While it lasts, everything that is asked for is answered with `status`."""
+        self._refuses = status
+        try:
+            yield
+        finally:
+            self._refuses = 0
+
     @property
     def name(self) -> str:
         """The model's name, with the registry."""
@@ -84,8 +94,8 @@ class OllamaRegistry:
             def _answer(self) -> None:
                 registry.asked.append(f"{self.command} {self.path}")
                 blob = registry._blobs.get(self.path.rpartition("/")[2])
-                if registry.refuses:
-                    self._send(registry.refuses, json.dumps({"errors": [{"message": "as the test wants"}]}).encode())
+                if registry._refuses:
+                    self._send(registry._refuses, json.dumps({"errors": [{"message": "as the test wants"}]}).encode())
                 elif self.path == "/v2/library/tiny/manifests/135m":
                     self._send(200, registry._manifest)
                 elif self.path.startswith("/v2/library/tiny/blobs/") and blob and self.command == "GET":

@@ -67,9 +67,11 @@ class MacBox:
 
     def kill(self, service: str) -> None:
         """SIGKILL to the service; returns when launchd has started another process."""
-        before = self.pid(service)
+        before, owner = self.pid(service), self.owner(service)
         assert before, service
-        self.mac.sh(f"kill -KILL {before}")
+        # What went into the background would answer in its place until the new process ends it, as LM Studio's daemon.
+        rest = f"; pkill -KILL -U {owner}" if owner.startswith("_") else ""
+        self.mac.sh(f"kill -KILL {before}{rest}")
         eventually(f"{service} runs again", lambda: self.pid(service) not in (0, before), 90)
 
     @property

@@ -208,7 +208,7 @@ def test_a_server_that_hangs_is_started_anew(box: Box) -> None:
     eventually("it was started again", lambda: box.restarted("lmstudio", before), 90)
     eventually("it answers", lambda: answers(box), 90)
     # By the program itself or by the watchdog, whichever notices first.
-    said = box.sh("journalctl -u lmstudio -u boxwright-watchdog --no-pager -n 200")
+    said = box.sh("journalctl --sync; journalctl -u lmstudio -u boxwright-watchdog --no-pager -n 200")
     assert "has not answered" in said or "hangs, restart" in said
 
 

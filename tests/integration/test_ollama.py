@@ -358,9 +358,8 @@ def pulling(box: Box, registry: OllamaRegistry, label: str = "pulled", **variabl
 @pytest.mark.parametrize("status", [401, 404, 429])
 def test_a_registry_that_refuses(box: Box, registry: OllamaRegistry, status: int) -> None:
     box.settled = False
-    registry.refuses = status
-    done = box.apply(inventory=pulling(box, registry)).expect(1)
-    registry.refuses = 0
+    with registry.refusing(status):
+        done = box.apply(inventory=pulling(box, registry)).expect(1)
     assert f"cannot pull {registry.name} for the model pulled" in done.text
     assert {401: "401", 404: "file does not exist", 429: "429"}[status] in done.text
     assert tags(box) == {"local-llm:latest"}
@@ -420,7 +419,7 @@ def test_a_model_of_a_registry_is_updated_when_the_new_one_answers(
         """What the update says."""
         ended = box.sh("systemctl start ollama-update; echo", check=False)
         identity = box.sh("systemctl show --value --property=InvocationID ollama-update").strip()
-        return ended + box.sh(f"journalctl --output=cat _SYSTEMD_INVOCATION_ID={identity}")
+        return ended + box.sh(f"journalctl --sync; journalctl --output=cat _SYSTEMD_INVOCATION_ID={identity}")
 
     assert "pulled is what the registry has" in update()
     assert box.sh(digest) == first
@@ -447,9 +446,8 @@ def test_a_model_of_a_registry_is_updated_when_the_new_one_answers(
     registry.offer(half)
     assert "pulled was not updated" in update()
     assert "ollama-update" in box.run("boxwright", "verify", "-k", "ollama", inventory=inventory).expect(1).text
-    registry.refuses = 404
-    assert "cannot pull" in update()
-    registry.refuses = 0
+    with registry.refusing(404):
+        assert "cannot pull" in update()
     assert box.sh(digest) == second
     assert chats(box, "pulled")
     assert len(box.sh(f"ls {STORE}/blobs").split()) == len(former)
