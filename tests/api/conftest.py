@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from boxwright_api.store.migrate import migrate
-from databases import Databases
+from databases import PORTS, Databases
 from hypothesis import settings as hypothesis_settings
 from limiting import Limits
 from running import Running
@@ -25,7 +25,7 @@ hypothesis_settings.load_profile("patient")
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
-    """Real PostgreSQL and Valkey; a test that uses it is marked `lab`."""
+    """Real PostgreSQL, Valkey and Redis; a test that uses it is marked `lab`."""
     found = Databases()
     try:
         yield found
@@ -113,18 +113,29 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-def redis_limits(databases: Databases) -> Limits:
-    """Limits that are counted in Valkey, below a prefix of their own."""
-    shared = {"redis": databases.redis, "redis_password": databases.redis_password}
+def _counted_in(databases: Databases, server: str) -> Limits:
+    shared = {"redis": databases.redis(server), "redis_password": databases.redis_password}
     return Limits({**shared, "redis_prefix": f"test-{secrets.token_hex(4)}:"})
 
 
-@pytest.fixture(params=["process", pytest.param("redis", marks=pytest.mark.lab)])
+@pytest.fixture(params=PORTS)
+def server(request: pytest.FixtureRequest) -> str:
+    """Each server that may count limits, by its unit."""
+    return str(request.param)
+
+
+@pytest.fixture
+def redis_limits(databases: Databases, server: str) -> Limits:
+    """Limits that are counted in `server`, below a prefix of their own."""
+    return _counted_in(databases, server)
+
+
+@pytest.fixture(params=["process", *(pytest.param(server, marks=pytest.mark.lab) for server in PORTS)])
 def limits(request: pytest.FixtureRequest) -> Limits:
-    """Limits that are counted in the process, and in Valkey."""
-    found: Limits = Limits() if request.param == "process" else request.getfixturevalue("redis_limits")
-    return found
+    """Limits that are counted in the process, and in each server."""
+    if request.param == "process":
+        return Limits()
+    return _counted_in(request.getfixturevalue("databases"), request.param)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real PostgreSQL and Valkey from Debian's packages, in one container that is thrown away at the end.
+"""Real PostgreSQL, Valkey and Redis from Debian's packages, in one container that is thrown away at the end.
 
 They listen on the container's own address, which only this machine reaches; each test takes a database and a prefix of
 its own.
@@ -16,7 +16,10 @@ from machine import Machine
 from boxwright.lab import image
 
 REPOSITORY = "boxwright-test-databases"
-PACKAGES = (*image.PACKAGES, "postgresql", "valkey-server")
+PACKAGES = (*image.PACKAGES, "postgresql", "valkey-server", "redis-server")
+# Units of the servers that count limits, and their ports. What is for either is tested with both.
+VALKEY, REDIS = "valkey-server", "redis-server"
+PORTS = {VALKEY: 6379, REDIS: 6380}
 # The servers of the packages begin at the first boot of the image, with these settings.
 SETUP = (
     image.BOX_SETUP
@@ -25,8 +28,11 @@ for file in "$1"/etc/postgresql/*/main; do
     printf "listen_addresses = '*'\\nmax_connections = 200\\nfsync = off\\n" >"$file/conf.d/tests.conf"
     printf 'host all all 0.0.0.0/0 scram-sha-256\\n' >>"$file/pg_hba.conf"
 done
-sed -i 's/^bind .*/bind 0.0.0.0/; s/^protected-mode .*/protected-mode no/; s/^save .*//' "$1/etc/valkey/valkey.conf"
-printf 'save ""\\n' >>"$1/etc/valkey/valkey.conf"
+for pair in valkey/valkey.conf:6379 redis/redis.conf:6380; do
+    file=$1/etc/${pair%:*}
+    sed -i 's/^bind .*/bind 0.0.0.0/; s/^protected-mode .*/protected-mode no/; s/^save .*//' "$file"
+    printf 'port %s\\nsave ""\\n' "${pair#*:}" >>"$file"
+done
 """
 )
 
@@ -46,11 +52,10 @@ class Databases:
     _count: int = 0
 
     def __post_init__(self) -> None:
-        self.wait("runuser -u postgres -- psql -qc 'SELECT 1'", "valkey-cli ping | grep -q PONG")
-        self.sh(
-            f"runuser -u postgres -- psql -qc \"CREATE ROLE boxwright LOGIN CREATEDB PASSWORD '{self.password}'\" "
-            f"&& valkey-cli CONFIG SET requirepass {self.redis_password}"
-        )
+        self.wait("runuser -u postgres -- psql -qc 'SELECT 1'")
+        self.sh(f"runuser -u postgres -- psql -qc \"CREATE ROLE boxwright LOGIN CREATEDB PASSWORD '{self.password}'\"")
+        for server in PORTS:
+            self._close(server)
 
     @property
     def address(self) -> str:
@@ -59,10 +64,9 @@ class Databases:
         networks = self.machine.container.attrs["NetworkSettings"]["Networks"]
         return str(next(iter(networks.values()))["IPAddress"])
 
-    @property
-    def redis(self) -> str:
-        """URL of Valkey; the password is `redis_password`. Take a prefix of your own."""
-        return f"redis://{self.address}:6379/0"
+    def redis(self, server: str = VALKEY) -> str:
+        """URL of one of those that count; the password is `redis_password`. Take a prefix of your own."""
+        return f"redis://{self.address}:{PORTS[server]}/0"
 
     def database(self) -> str:
         """URL of a new, empty database; the user's password is `password`."""
@@ -72,7 +76,7 @@ class Databases:
         return f"postgresql://boxwright@{self.address}:5432/{name}"
 
     def stop(self, name: str) -> None:
-        """Stop `postgresql` or `valkey-server`."""
+        """Stop `postgresql` or one of PORTS."""
         self.sh(f"systemctl stop {name}")
         if name == "postgresql":
             # That unit only stands for the clusters' own, which are stopped with it, but not waited for.
@@ -81,12 +85,17 @@ class Databases:
     def start(self, name: str) -> None:
         """Start it again, and wait until it answers."""
         self.sh(f"systemctl start {name}")
-        if name == "valkey-server":
+        if name in PORTS:
             # What was set at run time is gone.
-            self.wait("valkey-cli ping | grep -q PONG")
-            self.sh(f"valkey-cli CONFIG SET requirepass {self.redis_password}")
+            self._close(name)
         else:
             self.wait("runuser -u postgres -- psql -qc 'SELECT 1'")
+
+    def _close(self, server: str) -> None:
+        """When it answers, it does so only with the password from now on."""
+        ask = f"valkey-cli -p {PORTS[server]}"
+        self.wait(f"{ask} ping | grep -q PONG")
+        self.sh(f"{ask} CONFIG SET requirepass {self.redis_password}")
 
     def sh(self, text: str) -> str:
         """What a shell command in the container prints; it must succeed."""

@@ -10,7 +10,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-from running import free_port, until
+from running import free_port
+from waiting import until
 
 from boxwright.paths import repository_root
 

@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from boxwright_api.settings import Settings
 from databases import Databases
 from redis import Redis
 from stores import Place
+from waiting import until
 
 from boxwright.paths import repository_root
 
@@ -43,15 +43,6 @@ class Made:
     def headers(self) -> dict[str, str]:
         """What its owner sends."""
         return {"Authorization": f"Bearer {self.key}"}
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE, why: Callable[[], Any] = lambda: "") -> float:
-    """Waits until it is so; returns how long that took."""
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() < begun + seconds, f"it never came to be {why()}"
-        time.sleep(0.005)
-    return time.monotonic() - begun
 
 
 def free_port() -> int:
@@ -97,7 +88,7 @@ class Running:
             if databases:
                 self.secrets |= {"database_password": databases.password, "redis_password": databases.redis_password}
                 prefix = f"test-{secrets.token_hex(4)}:"
-                self.settings = {"database": databases.database(), "redis": databases.redis, "redis_prefix": prefix}
+                self.settings = {"database": databases.database(), "redis": databases.redis(), "redis_prefix": prefix}
                 self.settings["workers"] = 2
         self.settings |= {"port": self.port, "spill": str(folder / "spill"), "models": models(engine), **changes}
         for name, value in self.secrets.items():

@@ -17,6 +17,7 @@ from boxwright_api.settings import Settings
 from doubles import SECRET, MemoryParts, parts
 from fastapi import APIRouter
 from stub_engine import StubEngine
+from waiting import until
 
 KEY = {"Authorization": f"Bearer {SECRET}"}
 
@@ -98,15 +99,6 @@ class Served:
     def free(self, timeout: float = 30) -> None:
         """Waits until no place is taken."""
         until(lambda: not self.parts.limiter.taken and not self.parts.limiter.waiting, timeout)
-
-
-def until(true: Any, timeout: float = 30) -> float:
-    """Waits until it is; returns when it was."""
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.001)
-    return time.monotonic()
 
 
 @contextmanager

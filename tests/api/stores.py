@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from boxwright_api.records import AuditEntry, Key, UsageRow
 from boxwright_api.settings import Settings
 from boxwright_api.store import open_store
 from databases import Databases
+from waiting import until_async
 
 NOW = datetime(2026, 11, 30, 12, 34, 56, 789012, tzinfo=UTC)
 PEPPERS = f"1:{'a1' * 32};2:{'b2' * 32}"
@@ -118,25 +118,15 @@ def a_row(number: int = 0, **more: Any) -> UsageRow:
     return UsageRow(**values | more)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Waits until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        await asyncio.sleep(0.01)
-
-
-async def until_sql(place: Place, query: str, wanted: Callable[[str], bool], seconds: float = 20) -> None:
+async def until_sql(place: Place, query: str, wanted: Callable[[str], bool]) -> None:
     """Waits until plain SQL shows it."""
-    deadline = time.monotonic() + seconds
-    while not wanted(await asyncio.to_thread(place.sql, query)):
-        assert time.monotonic() < deadline, "it never came to be"
-        await asyncio.sleep(0.02)
+
+    async def shown() -> bool:
+        return wanted(await asyncio.to_thread(place.sql, query))
+
+    await until_async(shown)
 
 
-async def until_alive(store: Store, seconds: float = 30) -> None:
+async def until_alive(store: Store) -> None:
     """Waits until the database answers."""
-    deadline = time.monotonic() + seconds
-    while not await store.alive():
-        assert time.monotonic() < deadline, "the database did not come back"
-        await asyncio.sleep(0.02)
+    await until_async(store.alive)

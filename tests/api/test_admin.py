@@ -24,7 +24,8 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from stores import ADMIN_SECRET, NOW, Place, a_row, until, until_sql
+from stores import ADMIN_SECRET, NOW, Place, a_row, until_sql
+from waiting import until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -317,7 +318,7 @@ async def test_a_change_is_checked_for_itself(place: Place) -> None:
         path = f"/admin/keys/{made['id']}"
         past = "'2020-01-01'" if place.kind == "postgresql" else "1"
         place.sql(f"UPDATE api_key SET expires_at = {past}, models = '[\"gone\"]'")
-        await until(lambda: None in place.changes or made["id"] in place.changes)
+        await until_async(lambda: None in place.changes or made["id"] in place.changes)
         assert (await office.ask("PATCH", path, {"owner": "b"}))["models"] == ["gone"]
         assert (await office.refused("POST", f"{path}/rotate", None, 409))["code"] == "key_expired"
         for body, code in (

@@ -16,10 +16,11 @@ from boxwright_api.client import visitor
 from doubles import SECRET
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from served import KEY, Served, served, until
+from served import KEY, Served, served
 from served import settings as make_settings
 from stub_engine import StubEngine
 from test_relay import ASK, CHAT, error
+from waiting import until
 
 
 def nested(depth: int) -> bytes:

@@ -30,7 +30,8 @@ def qdrant(tmp_path: Path) -> Iterator[QdrantServer]:
 @pytest.fixture
 def stub_of_both() -> Iterator[StubEngine]:
     with StubEngine() as found:
-        found.behave(size=64)
+        # Enough that no two words of the tests are the same number.
+        found.behave(size=512)
         yield found
 
 

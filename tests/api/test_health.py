@@ -8,9 +8,10 @@ import httpx2 as httpx
 import pytest
 from doubles import parts
 from prometheus_client.parser import text_string_to_metric_families
-from served import KEY, Served, served, settings, until
+from served import KEY, Served, served, settings
 from stub_engine import StubEngine
 from test_relay import ASK, CHAT, error
+from waiting import until
 
 
 def test_health(service: Served) -> None:

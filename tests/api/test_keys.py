@@ -23,7 +23,8 @@ from boxwright_api.store.migrate import migrate
 from databases import Databases
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import NOW, PEPPERS, Place, a_key, an_entry, settings, until, until_alive
+from stores import NOW, PEPPERS, Place, a_key, an_entry, settings, until_alive
+from waiting import until_async
 
 SETTINGS = settings("sqlite:////unused", key_cache_seconds=5, key_stale_seconds=60)
 
@@ -209,7 +210,7 @@ async def test_who_is_let_in() -> None:
         messages.add((error.value.status, error.value.code, error.value.body()))
     assert len(messages) == 1
     assert next(iter(messages))[:2] == (401, "invalid_api_key")
-    await until(lambda: len(shelf.entries) == 3)
+    await until_async(lambda: len(shelf.entries) == 3)
     assert {(entry.target, entry.details["reason"]) for entry in shelf.entries} == {
         (key.id, "wrong secret"),
         (revoked.id, "revoked"),
@@ -228,16 +229,16 @@ async def test_a_flood_of_refusals_does_not_fill_the_log() -> None:
     ring = ring_of(shelf, clock)
     for _ in range(20):
         await refused(ring, f"Bearer {keys_[0][1]}")
-    await until(lambda: shelf.entries)
+    await until_async(lambda: shelf.entries)
     await asyncio.sleep(0)
     assert len(shelf.entries) == 1
     clock.seconds += 61
     await refused(ring, f"Bearer {keys_[0][1]}")
-    await until(lambda: len(shelf.entries) == 2)
+    await until_async(lambda: len(shelf.entries) == 2)
     assert shelf.entries[1].details == {"reason": "revoked", "left_out": 19}
     for _, sent in keys_:
         await refused(ring, f"Bearer {sent}")
-    await until(lambda: len(shelf.entries) == 31)
+    await until_async(lambda: len(shelf.entries) == 31)
     await asyncio.sleep(0.05)
     assert len(shelf.entries) == 31
 
@@ -298,7 +299,7 @@ async def test_a_hundred_at_once_ask_once() -> None:
     shelf.gate.clear()
     ring = ring_of(shelf, Clock())
     tasks = [asyncio.create_task(ring.authenticate(f"Bearer {sent}")) for _ in range(100)]
-    await until(lambda: shelf.asked)
+    await until_async(lambda: shelf.asked)
     for task in tasks[:50]:
         task.cancel()
     shelf.gate.set()
@@ -326,11 +327,11 @@ async def test_a_changed_key_is_asked_for_again() -> None:
         shelf.gate.clear()
         asked = len(shelf.asked)
         early = asyncio.create_task(ring.authenticate(f"Bearer {other_sent}"))
-        await until(lambda asked=asked: len(shelf.asked) > asked)
+        await until_async(lambda asked=asked: len(shelf.asked) > asked)
         shelf.found[other.id] = dataclasses.replace(other, revoked_at=NOW)
         ring.forget(changed)
         late = asyncio.create_task(refused(ring, f"Bearer {other_sent}"))
-        await until(lambda asked=asked: len(shelf.asked) > asked + 1)
+        await until_async(lambda asked=asked: len(shelf.asked) > asked + 1)
         shelf.gate.set()
         assert await early == other
         assert await late == "invalid_api_key"
@@ -464,7 +465,7 @@ async def test_postgresql_is_stopped_and_comes_back(postgresql: Place, databases
         postgresql.rings.append(ring)
         await store.put_key(key, an_entry())
         # What the database notifies of it comes later, and makes the ring forget the key.
-        await until(lambda: key.id in postgresql.changes)
+        await until_async(lambda: key.id in postgresql.changes)
         await asyncio.sleep(0.5)
         await ring.authenticate(f"Bearer {sent}")
         databases.stop("postgresql")
@@ -485,5 +486,5 @@ async def test_postgresql_is_stopped_and_comes_back(postgresql: Place, databases
         assert await ring.authenticate(f"Bearer {sent}") == key
         assert time.monotonic() - since < 10
         postgresql.sql("UPDATE api_key SET revoked_at = now()")
-        await until(lambda: key.id not in ring._seen)
+        await until_async(lambda: key.id not in ring._seen)
         assert await refused(ring, f"Bearer {sent}") == "invalid_api_key"

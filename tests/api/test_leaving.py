@@ -11,8 +11,9 @@ import aiohttp
 import orjson
 import pytest
 from doubles import SECRET
-from served import Served, served, until
+from served import Served, served
 from stub_engine import StubEngine
+from waiting import until
 
 ASK: dict[str, Any] = {"model": "plain", "messages": [{"role": "user", "content": "one two three"}]}
 STREAM = {**ASK, "stream": True}

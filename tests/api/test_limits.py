@@ -14,7 +14,8 @@ from boxwright_api.errors import ApiError
 from boxwright_api.limits.line import Line
 from boxwright_api.limits.windows import Held, Reason, Verdict, duration
 from boxwright_api.records import Ticket
-from limiting import Limits, ask, outcome, until
+from limiting import Limits, ask, outcome
+from waiting import until_async
 
 LONG = 60_000  # milliseconds: longer than any test waits
 
@@ -90,7 +91,7 @@ async def test_order(limits: Limits) -> None:
     async with limits.open(in_flight=1, wait_ms=LONG) as (limiter,):
         first = await limiter.admit(ask("first"))
         tasks = [asyncio.create_task(work(limiter, number)) for number in range(30)]
-        await until(lambda: _waiting(limiter, 30))
+        await until_async(lambda: _waiting(limiter, 30))
         await limiter.release(first, 0)
         await asyncio.gather(*tasks)
     assert served == list(range(30))
@@ -101,7 +102,7 @@ async def test_newcomer_does_not_overtake(limits: Limits) -> None:
     async with limits.open(in_flight=1, wait_ms=LONG) as (limiter,):
         first = await limiter.admit(ask("first"))
         waiting = asyncio.create_task(limiter.admit(ask("waiting")))
-        await until(lambda: _waiting(limiter, 1))
+        await until_async(lambda: _waiting(limiter, 1))
         release = asyncio.create_task(limiter.release(first, 0))
         newcomer = asyncio.create_task(limiter.admit(ask("newcomer")))
         await asyncio.wait([waiting, newcomer], return_when=asyncio.FIRST_COMPLETED)
@@ -117,7 +118,7 @@ async def test_place_of_another_worker(limits: Limits) -> None:
     async with limits.open(2, in_flight=1, wait_ms=LONG) as (one, two):
         held = await one.admit(ask("one"))
         waiting = asyncio.create_task(two.admit(ask("two")))
-        await until(lambda: _waiting(two, 1))
+        await until_async(lambda: _waiting(two, 1))
         await one.release(held, 0)
         async with asyncio.timeout(10):
             await two.release(await waiting, 0)
@@ -128,7 +129,7 @@ async def test_parallel_of_a_key(limits: Limits) -> None:
     async with limits.open(2, in_flight=10, wait_ms=LONG) as (one, two):
         held = [await one.admit(ask("a", parallel=2)), await two.admit(ask("b", parallel=2))]
         waiting = asyncio.create_task(two.admit(ask("c", parallel=2)))
-        await until(lambda: _waiting(two, 1))
+        await until_async(lambda: _waiting(two, 1))
         other = await two.admit(ask("other", "other", parallel=1))
         assert not waiting.done()
         await one.release(held[0], 0)
@@ -253,7 +254,7 @@ async def test_cancelled_at_each_step(limits: Limits) -> None:
                     tickets += 1
                 async with asyncio.timeout(10):
                     await limiter.release(await follower, 0)
-                await until(lambda: _free(limiter))
+                await until_async(lambda: _free(limiter))
         # What was cancelled is not in the window: only those that had a ticket are.
         last = await limiter.admit(ask("last"))
         assert last.headers["x-ratelimit-remaining-requests"] == str(1000 - tickets - 1)
@@ -269,7 +270,7 @@ async def test_cancelled_release(limits: Limits) -> None:
             await _steps(step + 1)
             task.cancel()
             await asyncio.wait([task])
-            await until(lambda: _free(limiter))
+            await until_async(lambda: _free(limiter))
 
 
 async def test_cancelled_while_waiting(limits: Limits) -> None:
@@ -284,7 +285,7 @@ async def test_cancelled_while_waiting(limits: Limits) -> None:
     async with limits.open(in_flight=1, wait_ms=LONG) as (limiter,):
         first = await limiter.admit(ask("first"))
         tasks = [asyncio.create_task(work(limiter, number)) for number in range(40)]
-        await until(lambda: _waiting(limiter, 40))
+        await until_async(lambda: _waiting(limiter, 40))
         for task in tasks[::2]:
             task.cancel()
         await asyncio.wait(tasks[::2])
@@ -292,7 +293,7 @@ async def test_cancelled_while_waiting(limits: Limits) -> None:
         await limiter.release(first, 0)
         await asyncio.wait(tasks)
         assert served == list(range(1, 40, 2))
-        await until(lambda: _free(limiter))
+        await until_async(lambda: _free(limiter))
         ticket = await limiter.admit(ask("last", "k0", requests_per_minute=100))
         assert int(ticket.headers["x-ratelimit-remaining-requests"]) == 99 - sum(n % 3 == 0 for n in served)
 
@@ -303,7 +304,7 @@ async def test_close_gives_back(limits: Limits) -> None:
         await one.admit(ask("a"))
         await one.admit(ask("b"))
         waiting = asyncio.create_task(outcome(one, ask("c")))
-        await until(lambda: _waiting(one, 1))
+        await until_async(lambda: _waiting(one, 1))
         await one.close()
         refusal = await waiting
         assert isinstance(refusal, ApiError)
@@ -345,7 +346,7 @@ async def test_many_requests(limits: Limits) -> None:
 
     async with limits.open(2, in_flight=8, wait_ms=30, visitor_requests=1200) as workers:
         await asyncio.gather(*(client(workers, number) for number in range(100)))
-        await until(lambda: _free(workers[0]))
+        await until_async(lambda: _free(workers[0]))
     assert sum(outcomes.values()) == 10_000
     assert min(outcomes[one] for one in ("passed", "cancelled", "chat_concurrency_limit")) > 50, outcomes
 
@@ -371,12 +372,12 @@ async def test_thousand_waiters() -> None:
     loop = asyncio.get_running_loop()
     tracemalloc.start()
     tasks = [asyncio.create_task(line.enter(_held(number))) for number in range(1000)]
-    await until(lambda: _true(len(line) == 1000))
+    await until_async(lambda: len(line) == 1000)
     memory, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert memory / 1000 < 16_384
     before, began = asked, loop.time()
-    await until(lambda: _true(loop.time() - began > 1))
+    await until_async(lambda: loop.time() - began > 1)
     assert 1 <= asked - before <= (loop.time() - began) / 0.02 + 2
     free.set()
     assert all(verdict.admitted for verdict in await asyncio.gather(*tasks))
@@ -394,7 +395,7 @@ async def test_blocked_keys_ask_in_turns() -> None:
 
     line = Line(attempt, lambda held: None, 60)
     tasks = [asyncio.create_task(line.enter(_held(number, f"k{number}"))) for number in range(40)]
-    await until(lambda: _true(min(asked.values(), default=0) >= 3 and len(asked) == 40))
+    await until_async(lambda: min(asked.values(), default=0) >= 3 and len(asked) == 40)
     assert max(asked.values()) <= min(asked.values()) + 2
     for task in tasks:
         task.cancel()
@@ -429,10 +430,6 @@ def _held(number: int, key: str = "key") -> Held:
 async def _steps(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-async def _true(value: bool) -> bool:
-    return value
 
 
 async def _waiting(limiter: Any, count: int) -> bool:

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from boxwright_api.errors import ApiError
 from boxwright_api.limits import open_limiter
-from boxwright_api.limits.wire import KEPT, RELEASE, Wire, client
+from boxwright_api.limits.wire import BATCH, KEPT, RELEASE, SILENCE, Wire, client
 from boxwright_api.records import Ticket
 from databases import Databases
-from limiting import Limits, ask, outcome, settings, until
+from limiting import Limits, ask, outcome, settings
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
+from waiting import until_async
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lab]
 
@@ -84,12 +85,13 @@ async def _workers(limits: Limits, *skews: float, **changes: Any) -> AsyncIterat
 @dataclass
 class Proxy:
     """Stands between a limiter and the server, on a Unix socket. `loses`: `questions` or `answers`, and the connection
-    ends.
+    ends. `delay`: by how many seconds it holds back each piece of a question.
     """
 
     path: Path
     target: str
     loses: str = ""
+    delay: float = 0
 
     @property
     def url(self) -> str:
@@ -104,6 +106,8 @@ class Proxy:
                 while data := await source.read(65536):
                     if what == self.loses:
                         break
+                    if what == "questions":
+                        await asyncio.sleep(self.delay)
                     sink.write(data)
                     await sink.drain()
             for end in (to_server, writer):
@@ -135,23 +139,23 @@ async def _config(limits: Limits, name: str, value: str) -> None:
 
 
 @contextmanager
-def _stopped(databases: Databases) -> Iterator[None]:
+def _stopped(databases: Databases, server: str) -> Iterator[None]:
     """The server does not run."""
-    databases.stop("valkey-server")
+    databases.stop(server)
     try:
         yield
     finally:
-        databases.start("valkey-server")
+        databases.start(server)
 
 
 @contextmanager
-def _hanging(databases: Databases) -> Iterator[None]:
+def _hanging(databases: Databases, server: str) -> Iterator[None]:
     """The server takes connections and answers nothing."""
-    databases.sh("kill -STOP $(pidof valkey-server)")
+    databases.sh(f"pkill -STOP -x {server}")
     try:
         yield
     finally:
-        databases.sh("kill -CONT $(pidof valkey-server)")
+        databases.sh(f"pkill -CONT -x {server}")
 
 
 async def test_burst_of_two_processes(redis_limits: Limits) -> None:
@@ -192,14 +196,14 @@ async def test_killed_worker(redis_limits: Limits) -> None:
                 tickets = [await limiter.admit(ask(f"r{number}")) for number in range(9)]
             assert time.monotonic() - killed < 3 + 3
             # More than a lease later the living one still has its place.
-            await until(lambda: _later(killed + 7))
+            await until_async(lambda: _later(killed + 7))
             assert await limiter.in_flight() == 10
             for ticket in tickets:
                 await limiter.release(ticket, 0)
             assert await limiter.in_flight() == 1
 
 
-async def test_server_stopped_and_back(redis_limits: Limits, databases: Databases) -> None:
+async def test_server_stopped_and_back(redis_limits: Limits, server: str, databases: Databases) -> None:
     """Away: 503 within a second, also for who waits. Back: it goes on by itself, and what was charged meanwhile counts,
     and requests that are still in progress have their places again.
     """
@@ -207,8 +211,8 @@ async def test_server_stopped_and_back(redis_limits: Limits, databases: Database
         held = await limiter.admit(ask("held"))
         ended = await limiter.admit(ask("ended", tokens_per_day=1000, tokens_per_minute=1000))
         waiting = asyncio.create_task(outcome(limiter, ask("waiting")))
-        await until(lambda: _true(len(limiter._line) == 1))
-        with _stopped(databases):
+        await until_async(lambda: len(limiter._line) == 1)
+        with _stopped(databases, server):
             for refusal in (await waiting, await _within(outcome(limiter, ask("away")))):
                 assert isinstance(refusal, ApiError)
                 assert (refusal.status, refusal.code) == (503, "limiter_unavailable")
@@ -216,43 +220,65 @@ async def test_server_stopped_and_back(redis_limits: Limits, databases: Database
             await _within(limiter.release(ended, 700))
             assert await limiter.in_flight() == 1
         back = time.monotonic()
-        await until(limiter.alive)
+        await until_async(limiter.alive)
         assert time.monotonic() - back < 20
         assert await _spent(limiter) == 700
-        await until(lambda: _in_flight(limiter, 1))
+        await until_async(lambda: _in_flight(limiter, 1))
         await limiter.release(held, 0)
         assert await limiter.in_flight() == 0
 
 
-async def test_starts_without_the_server(redis_limits: Limits, databases: Databases) -> None:
+async def test_starts_without_the_server(redis_limits: Limits, server: str, databases: Databases) -> None:
     """It starts while the server is away, and counts when it comes."""
-    with _stopped(databases):
+    with _stopped(databases, server):
         limiter = open_limiter(redis_limits.settings())
         await _within(limiter.start())
         refusal = await _within(outcome(limiter, ask()))
         assert isinstance(refusal, ApiError)
         assert refusal.code == "limiter_unavailable"
-    await until(limiter.alive)
+    await until_async(limiter.alive)
     await limiter.release(await limiter.admit(ask()), 0)
     await limiter.close()
 
 
-async def test_server_hangs(redis_limits: Limits, databases: Databases) -> None:
+async def test_server_hangs(redis_limits: Limits, server: str, databases: Databases) -> None:
     """A server that takes connections and answers nothing: nobody waits for more than a second, and all is counted once
     when it goes on.
     """
     async with redis_limits.open(in_flight=2, wait_ms=0, lease_seconds=2) as (limiter,):
         tickets = [await limiter.admit(ask("r", tokens_per_day=1000, tokens_per_minute=1000)) for _ in range(2)]
-        with _hanging(databases):
+        with _hanging(databases, server):
             await _within(limiter.release(tickets[0], 300))
             refusal = await _within(outcome(limiter, ask("away")))
             assert isinstance(refusal, ApiError)
             assert refusal.code == "limiter_unavailable"
             await _within(limiter.release(tickets[1], 50))
             assert not await _within(limiter.alive())
-        await until(limiter.alive)
-        await until(lambda: _in_flight(limiter, 0))
+        await until_async(limiter.alive)
+        await until_async(lambda: _in_flight(limiter, 0))
         assert await _spent(limiter) == 350
+
+
+async def test_a_worker_that_stands_still(redis_limits: Limits) -> None:
+    """On a machine that is busy with other things a worker may get no time for longer than Redis has to answer."""
+    async with redis_limits.open() as (limiter,):
+        asked = asyncio.create_task(limiter.admit(ask("held up")))
+        await asyncio.sleep(0)
+        time.sleep(2 * SILENCE)
+        await limiter.release(await asked, 0)
+
+
+async def test_as_long_as_the_server_answers_all_get_their_turn(redis_limits: Limits, tmp_path: Path) -> None:
+    """The last of many waits for longer than a server may say nothing, since each round trip takes a while."""
+    async with _proxy(redis_limits, tmp_path) as proxy:
+        proxy.delay = 0.15
+        async with Limits({**redis_limits.shared, "redis": proxy.url}).open(in_flight=1000) as (limiter,):
+            began = time.monotonic()
+            tickets = await asyncio.gather(*(limiter.admit(ask(f"r{number}")) for number in range(10 * BATCH)))
+            assert time.monotonic() - began > SILENCE
+            proxy.delay = 0
+            await asyncio.gather(*(limiter.release(ticket, 0) for ticket in tickets))
+            assert await limiter.in_flight() == 0
 
 
 @pytest.mark.parametrize("loses", ["questions", "answers"])
@@ -273,28 +299,30 @@ async def test_connection_breaks(redis_limits: Limits, tmp_path: Path, loses: st
             assert isinstance(refusal, ApiError)
             assert refusal.code == "limiter_unavailable"
             proxy.loses = ""
-            await until(limiter.alive)
+            await until_async(limiter.alive)
             assert await _spent(limiter) == 10 * (turn + 1)
-            await until(lambda: _in_flight(limiter, 0))
+            await until_async(lambda: _in_flight(limiter, 0))
         ticket = await limiter.admit(ask("last"))
         # Five, and five that asked what was spent, and the last.
         assert ticket.headers["x-ratelimit-remaining-requests"] == str(100 - 11)
 
 
-async def test_fail_open(redis_limits: Limits, databases: Databases, caplog: pytest.LogCaptureFixture) -> None:
+async def test_fail_open(
+    redis_limits: Limits, server: str, databases: Databases, caplog: pytest.LogCaptureFixture
+) -> None:
     """With `fail_open` requests pass uncounted while the server is away, which is said once; their tokens and places
     count when it is back.
     """
     before = _metric("uncounted")
     async with redis_limits.open(in_flight=1, wait_ms=0, fail_open=True) as (limiter,):
-        with _stopped(databases):
+        with _stopped(databases, server):
             tickets = [await _within(limiter.admit(ask(f"r{number}"))) for number in range(4)]
             assert _metric("uncounted") - before == 4
             for ticket in tickets[1:]:
                 await limiter.release(ticket, 5)
-        await until(limiter.alive)
+        await until_async(limiter.alive)
         assert len([one for one in caplog.records if one.levelno == logging.ERROR]) == 1
-        await until(lambda: _in_flight(limiter, 1))
+        await until_async(lambda: _in_flight(limiter, 1))
         refusal = await outcome(limiter, ask("counted"))
         assert isinstance(refusal, ApiError)
         assert refusal.code == "chat_concurrency_limit"
@@ -310,7 +338,7 @@ async def test_scripts_forgotten(redis_limits: Limits) -> None:
             ticket = await limiter.admit(ask("r", tokens_per_day=1000))
             assert ticket.headers["x-ratelimit-remaining-tokens"] == str(1000 - 10 * turn)
             waiting = asyncio.create_task(limiter.admit(ask("waiting")))
-            await until(lambda: _true(len(limiter._line) == 1))
+            await until_async(lambda: len(limiter._line) == 1)
             await server.script_flush()
             await limiter.release(ticket, 10)
             await server.script_flush()
@@ -333,7 +361,7 @@ async def test_server_is_full(redis_limits: Limits) -> None:
             assert await limiter.in_flight() == 0
         finally:
             await _config(redis_limits, "maxmemory", "0")
-        await until(limiter.alive)
+        await until_async(limiter.alive)
         assert await _spent(limiter) == 70
 
 
@@ -380,10 +408,10 @@ async def test_told_of_a_place(redis_limits: Limits, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("boxwright_api.limits.line.POLL", 60)
     for limits in ({}, {"parallel": 1}):
         async with redis_limits.open(2, in_flight=2 if limits else 1, wait_ms=LONG) as (one, two):
-            await until(lambda: _listeners(redis_limits, 2))
+            await until_async(lambda: _listeners(redis_limits, 2))
             held = await one.admit(ask("held", **limits))
             waiting = asyncio.create_task(two.admit(ask("waiting", **limits)))
-            await until(lambda: _true(len(two._line) == 1))
+            await until_async(lambda: len(two._line) == 1)
             await one.release(held, 0)
             async with asyncio.timeout(10):
                 await two.release(await waiting, 0)
@@ -398,9 +426,9 @@ async def test_waiting_costs_little(redis_limits: Limits) -> None:
 
         held = await one.admit(ask("held"))
         tasks = [asyncio.create_task((one, two)[number % 2].admit(ask(f"r{number}"))) for number in range(500)]
-        await until(lambda: _true(len(one._line) + len(two._line) == 500))
+        await until_async(lambda: len(one._line) + len(two._line) == 500)
         before, began = await calls(), time.monotonic()
-        await until(lambda: _later(began + 1))
+        await until_async(lambda: _later(began + 1))
         asked, took = await calls() - before, time.monotonic() - began
         assert asked <= 2 * (took / 0.02 + 2)
         before = await calls()
@@ -413,7 +441,7 @@ async def test_waiting_costs_little(redis_limits: Limits) -> None:
             if isinstance(result, Ticket):
                 await one.release(result, 0)
                 await two.release(result, 0)
-        await until(lambda: _in_flight(one, 0))
+        await until_async(lambda: _in_flight(one, 0))
 
 
 async def test_wrong_password(redis_limits: Limits, caplog: pytest.LogCaptureFixture) -> None:
@@ -428,14 +456,14 @@ async def test_wrong_password(redis_limits: Limits, caplog: pytest.LogCaptureFix
     assert "wrong-and-secret" not in caplog.text
 
 
-async def test_too_many_kept(redis_limits: Limits, databases: Databases) -> None:
+async def test_too_many_kept(redis_limits: Limits, server: str, databases: Databases) -> None:
     """What is kept for a server that is away is bounded; the oldest is given up and counted."""
 
     async def nothing() -> None:
         pass
 
     before = _metric("uncharged")
-    with _stopped(databases):
+    with _stopped(databases, server):
         wire = Wire(redis_limits.settings(), nothing)
         await wire.start()
         for _ in range(KEPT + 7):
@@ -477,10 +505,6 @@ async def _within(work: Any) -> Any:
 
 def _metric(name: str) -> float:
     return REGISTRY.get_sample_value(f"boxwright_api_{name}_total") or 0.0
-
-
-async def _true(value: bool) -> bool:
-    return value
 
 
 async def _later(moment: float) -> bool:

@@ -244,10 +244,9 @@ def _compare(subject: type[Subject], *arguments: Any, examples: int) -> None:
 
 
 @pytest.fixture
-def server(databases: Databases) -> Iterator[Redis]:
-    """The server."""
-    host = databases.redis.split("/")[2].split(":")[0]
-    with Redis(host=host, password=databases.redis_password) as found:
+def client(databases: Databases, server: str) -> Iterator[Redis]:
+    """A client of each server."""
+    with Redis.from_url(databases.redis(server), password=databases.redis_password) as found:
         yield found
 
 
@@ -278,9 +277,9 @@ def test_lowered_limits_in_the_ledger() -> None:
 
 
 @pytest.mark.lab
-def test_lowered_limits_in_scripts(server: Redis) -> None:
+def test_lowered_limits_in_scripts(client: Redis) -> None:
     """The limiter in Redis."""
-    _lower(InRedis(server))
+    _lower(InRedis(client))
 
 
 def test_ledger_follows_the_rules() -> None:
@@ -289,6 +288,6 @@ def test_ledger_follows_the_rules() -> None:
 
 
 @pytest.mark.lab
-def test_scripts_follow_the_rules(server: Redis) -> None:
+def test_scripts_follow_the_rules(client: Redis) -> None:
     """The limiter in Redis, also when a release comes twice; and no key is without an end."""
-    _compare(InRedis, server, examples=60)
+    _compare(InRedis, client, examples=60)

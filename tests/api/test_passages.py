@@ -28,11 +28,12 @@ from boxwright_api.upstream import Upstream
 from doubles import key
 from qdrant_server import QdrantServer
 from schemathesis import GenerationMode
-from served import Served, served, settings, until
+from served import Served, served, settings
 from stub_engine import StubEngine
 from test_health import samples
 from test_relay import CHAT, error
 from test_service_description import holds
+from waiting import until
 
 from boxwright.paths import repository_root
 

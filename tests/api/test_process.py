@@ -22,9 +22,9 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from databases import Databases
-from served import until
 from stub_engine import StubEngine
 from test_relay import ASK, CHAT
+from waiting import until
 
 SERVICES = Path(__file__).parents[2] / "services/api"
 PEPPER, ADMIN = "ab" * 32, "admin-secret-of-this-test"
@@ -246,7 +246,7 @@ def test_two_workers(tmp_path: Path, engine: StubEngine, databases: Databases) -
         engine,
         workers=2,
         database=databases.database(),
-        redis=databases.redis,
+        redis=databases.redis(),
         redis_prefix=f"{tmp_path.name}:",
         stop_seconds=5,
         lease_seconds=3,

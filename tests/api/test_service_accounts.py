@@ -16,8 +16,9 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from running import CHAT, Made, Running, until
+from running import CHAT, Made, Running
 from stub_engine import StubEngine
+from waiting import until
 
 REQUESTS = int(os.environ.get("BOXWRIGHT_PROOF_REQUESTS", "10000"))
 AT_ONCE = 16

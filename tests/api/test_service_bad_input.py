@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx2 as httpx
 import orjson
 import pytest
-from running import ASK, CHAT, STREAM, Made, Running, until
+from running import ASK, CHAT, STREAM, Made, Running
 from stub_engine import StubEngine
+from waiting import until
 
 END = b"\r\n\r\n"
 
@@ -151,7 +152,7 @@ def test_two_requests_at_once(running: Running, engine: StubEngine) -> None:
     with running.socket() as connection:
         connection.sendall(request)
         answer = b""
-        while not answer.endswith(b"0\r\n\r\n"):
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
             part = connection.recv(65536)
             assert part, answer
             answer += part

@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from running import Made, Running, until
+from running import Made, Running
 from stub_engine import StubEngine
+from waiting import until
 
 # The demand, and what a busy machine may add to the answers.
 SOON = 1.0

@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 import pytest
-from running import ASK, STREAM, Running, until
+from running import ASK, STREAM, Running
 from stub_engine import StubEngine
+from waiting import until
 
 SOON = 2.0
 TIMES = 5

@@ -15,8 +15,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from running import ASK, CHAT, STREAM, Made, Running, running, until
+from running import ASK, CHAT, STREAM, Made, Running, running
 from stub_engine import StubEngine
+from waiting import until
 
 from boxwright.paths import repository_root
 

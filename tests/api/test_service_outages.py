@@ -1,4 +1,4 @@
-"""Valkey and PostgreSQL are stopped under the running service and come back; nothing of it is started again."""
+"""Valkey, Redis and PostgreSQL are stopped under the running service and come back; nothing of it is started again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import httpx2 as httpx
 import pytest
-from databases import Databases
-from running import STREAM, Running, until
+from databases import PORTS, VALKEY, Databases
+from running import STREAM, Running
 from stub_engine import StubEngine
+from waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("kind", ["full"])]
 
@@ -23,7 +24,7 @@ QUICKLY = 4.0
 def _both_answer(databases: Databases) -> Iterator[None]:
     """Whatever happens, other tests find both."""
     yield
-    for name in ("valkey-server", "postgresql"):
+    for name in (*PORTS, "postgresql"):
         if databases.machine._exec(["systemctl", "is-active", "--quiet", name])[0]:
             databases.start(name)
 
@@ -33,9 +34,9 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"] if answer.status_code != 200 else ""
 
 
-def test_valkey(own: Callable[..., Running], engine: StubEngine, databases: Databases) -> None:
+def test_valkey_or_redis(own: Callable[..., Running], engine: StubEngine, databases: Databases, server: str) -> None:
     """No request passes uncounted; what is under way comes to its end, and its tokens are counted when it is back."""
-    service = own()
+    service = own(redis=databases.redis(server))
     processes = service.processes()
     made = service.key(limits={"tokens_per_day": 1000})
     engine.behave(tokens=20, pace=0.2)
@@ -45,7 +46,7 @@ def test_valkey(own: Callable[..., Running], engine: StubEngine, databases: Data
     ):
         lines = stream.iter_lines()
         next(lines)
-        databases.stop("valkey-server")
+        databases.stop(server)
         # Both workers, so some requests.
         for _ in range(6):
             begun = time.monotonic()
@@ -59,7 +60,7 @@ def test_valkey(own: Callable[..., Running], engine: StubEngine, databases: Data
     until(lambda: service.count("outcome = 'ok' AND tokens_out = 20") == 1)
     refused = service.count("code = 'limiter_unavailable'")
     assert refused == 6
-    databases.start("valkey-server")
+    databases.start(server)
     took = until(lambda: all(service.post(made).status_code == 200 for _ in range(4)), why=service.text)
     assert took < 10
     until(lambda: service.taken() == 0)
@@ -76,14 +77,14 @@ def test_valkey_that_is_frozen(own: Callable[..., Running], engine: StubEngine, 
     service = own()
     made = service.key()
     assert service.post(made).status_code == 200
-    databases.sh("pkill -STOP -x valkey-server")
+    databases.sh(f"pkill -STOP -x {VALKEY}")
     try:
         for _ in range(4):
             begun = time.monotonic()
             assert code(service.post(made)) == (503, "limiter_unavailable")
             assert time.monotonic() - begun < QUICKLY
     finally:
-        databases.sh("pkill -CONT -x valkey-server")
+        databases.sh(f"pkill -CONT -x {VALKEY}")
     until(lambda: all(service.post(made).status_code == 200 for _ in range(4)))
     until(lambda: service.taken() == 0)
 
@@ -210,7 +211,7 @@ def test_it_starts_without_them(own: Callable[..., Running], engine: StubEngine,
     made = service.key()
     assert service.stop() == 0
     databases.stop("postgresql")
-    databases.stop("valkey-server")
+    databases.stop(VALKEY)
     with service.log.open("ab") as log:
         service.process = service._start(stdout=log, stderr=log)
 
@@ -223,7 +224,7 @@ def test_it_starts_without_them(own: Callable[..., Running], engine: StubEngine,
     until(answers, why=service.text)
     ready = service.client.get("/api/v1/ready")
     assert (ready.status_code, ready.json()["store"], ready.json()["limiter"]) == (503, False, False)
-    databases.start("valkey-server")
+    databases.start(VALKEY)
     databases.start("postgresql")
     until(lambda: all(service.post(made).status_code == 200 for _ in range(6)), why=service.text)
     until(lambda: service.client.get("/api/v1/ready").status_code == 200)

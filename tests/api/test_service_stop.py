@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from running import ASK, STREAM, Running, until
+from running import ASK, STREAM, Running
 from stub_engine import StubEngine
+from waiting import until
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

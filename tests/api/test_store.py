@@ -21,7 +21,8 @@ from boxwright_api.store.migrate import migrate
 from boxwright_api.store.postgres import PostgresStore, connect
 from boxwright_api.store.rows import kept_since
 from databases import Databases
-from stores import NOW, Place, a_key, a_row, an_entry, settings, until, until_alive
+from stores import NOW, Place, a_key, a_row, an_entry, settings, until_alive
+from waiting import until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -306,12 +307,12 @@ async def test_changes_by_plain_sql_are_told_soon(place: Place, how: str) -> Non
     key, _ = a_key()
     async with place.opened() as store:
         await store.put_key(key, an_entry())
-        await until(lambda: key.id in place.changes)
+        await until_async(lambda: key.id in place.changes)
         await asyncio.sleep(0.5)
         place.changes.clear()
         place.sql(how.format(now="now()" if place.kind == "postgresql" else "1"))
         since = time.monotonic()
-        await until(lambda: place.changes)
+        await until_async(lambda: place.changes)
         assert time.monotonic() - since < 10
         assert place.changes[0] == (key.id if place.kind == "postgresql" else None)
 
@@ -376,7 +377,7 @@ async def test_sqlite_does_not_go_on_without_its_file(sqlite: Place) -> None:
     async with sqlite.opened() as store:
         sqlite.file.unlink()
         for _ in range(2):
-            await until(lambda: None in sqlite.changes)
+            await until_async(lambda: None in sqlite.changes)
             assert not await store.alive()
             with pytest.raises(StoreUnavailable):
                 await store.write_usage([a_row()])
@@ -426,7 +427,7 @@ async def test_workers_hear_of_each_other(postgresql: Place) -> None:
         key, _ = a_key()
         since = time.monotonic()
         await store.put_key(key, an_entry())
-        await until(lambda: key.id in other.changes)
+        await until_async(lambda: key.id in other.changes)
         assert time.monotonic() - since < 10
 
 
@@ -444,13 +445,13 @@ async def test_connections_that_the_server_ends(postgresql: Place) -> None:
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
             since = time.monotonic()
-            await until(lambda: None in postgresql.changes)
+            await until_async(lambda: None in postgresql.changes)
             await until_alive(store)
             assert await store.key(key.id) == key
             assert time.monotonic() - since < 10
         postgresql.changes.clear()
         postgresql.sql("UPDATE api_key SET owner = 'other'")
-        await until(lambda: key.id in postgresql.changes)
+        await until_async(lambda: key.id in postgresql.changes)
 
 
 @pytest.mark.lab
@@ -551,7 +552,7 @@ async def test_usage_of_months_that_are_not_kept_goes(place: Place, monkeypatch:
     assert len(place.sql("SELECT request_id FROM usage_log").splitlines()) == 11
     two = replace(place, settings=place.settings.model_copy(update={"usage_months": 2}))
     async with two.opened() as store:
-        await until(lambda: place.sql("SELECT request_id FROM usage_log ORDER BY 1") == "request-20\nrequest-21")
+        await until_async(lambda: place.sql("SELECT request_id FROM usage_log ORDER BY 1") == "request-20\nrequest-21")
         await store.write_usage([a_row(22, at=datetime.now(UTC))])
     assert len(place.sql("SELECT request_id FROM usage_log").splitlines()) == 3
     if place.kind == "postgresql":
@@ -582,7 +583,7 @@ async def test_usage_that_is_being_read_goes_later(postgresql: Place) -> None:
         await reader.close()
     async with one.opened():
         gone = f"SELECT to_regclass('usage_log_{first - DAY:%Y_%m}') IS NULL"
-        await until(lambda: postgresql.sql(gone) == "t")
+        await until_async(lambda: postgresql.sql(gone) == "t")
 
 
 async def test_a_locked_file_keeps_old_usage_and_nothing_more(sqlite: Place) -> None:

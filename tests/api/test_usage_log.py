@@ -23,7 +23,8 @@ from boxwright_api.spill import Spill
 from boxwright_api.store.migrate import migrate
 from boxwright_api.usage import UsageLog
 from databases import Databases
-from stores import Place, a_row, settings, until
+from stores import Place, a_row, settings
+from waiting import until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +85,7 @@ async def test_rows_are_written_in_batches(tmp_path: Path) -> None:
     await log.start()
     for number in range(1200):
         log.put(a_row(number))
-    await until(lambda: len(ledger.rows) == 1200)
+    await until_async(lambda: len(ledger.rows) == 1200)
     await log.close()
     assert sum(ledger.batches) == 1200
     assert len(ledger.batches) <= 6
@@ -113,7 +114,7 @@ async def test_what_is_waiting_is_written_at_the_end(tmp_path: Path) -> None:
     ledger.away = False
     log = a_log(ledger, tmp_path)
     await log.start()
-    await until(lambda: len(ledger.rows) == 3)
+    await until_async(lambda: len(ledger.rows) == 3)
     await log.close()
     assert [ledger.rows[row.request_id] for row in rows] == rows
     assert list(tmp_path.iterdir()) == []
@@ -130,7 +131,7 @@ async def test_while_the_database_is_away(tmp_path: Path) -> None:
     for number in range(50):
         log.put(a_row(number))
         await asyncio.sleep(0.005)
-    await until(lambda: not log.waiting)
+    await until_async(lambda: not log.waiting)
     os.umask(before)
     assert [row["request_id"] for row in spilled(folder)] == [f"request-{number}" for number in range(50)]
     files = list(folder.iterdir())
@@ -138,10 +139,10 @@ async def test_while_the_database_is_away(tmp_path: Path) -> None:
     assert [stat.S_IMODE(file.stat().st_mode) for file in (folder, *files)] == [0o700, 0o600]
     assert not unavailable(log)
     ledger.away = False
-    await until(lambda: len(ledger.rows) == 50)
+    await until_async(lambda: len(ledger.rows) == 50)
     log.put(a_row(99))
-    await until(lambda: len(ledger.rows) == 51)
-    await until(lambda: not list(folder.iterdir()))
+    await until_async(lambda: len(ledger.rows) == 51)
+    await until_async(lambda: not list(folder.iterdir()))
     await log.close()
     assert (log.written, log.spilled, log.dropped) == (51, 50, 0)
 
@@ -153,9 +154,9 @@ async def test_a_write_that_was_done_but_not_answered(tmp_path: Path) -> None:
     ledger.away = ledger.after_the_write = True
     await log.start()
     log.put(a_row(1))
-    await until(lambda: log.spilled == 1)
+    await until_async(lambda: log.spilled == 1)
     ledger.away = False
-    await until(lambda: not list(tmp_path.iterdir()))
+    await until_async(lambda: not list(tmp_path.iterdir()))
     await log.close()
     assert list(ledger.rows.values()) == [a_row(1)]
 
@@ -180,8 +181,8 @@ async def test_a_spill_that_is_full(tmp_path: Path) -> None:
     assert unavailable(log)
     assert log.dropped == 0
     ledger.away = False
-    await until(lambda: len(ledger.rows) == number)
-    await until(lambda: not unavailable(log))
+    await until_async(lambda: len(ledger.rows) == number)
+    await until_async(lambda: not unavailable(log))
     assert not list(tmp_path.iterdir())
     await log.close()
 
@@ -204,8 +205,8 @@ async def test_without_a_folder(caplog: pytest.LogCaptureFixture) -> None:
     assert log.dropped == 3
     assert "usage is lost" in caplog.text
     ledger.away = False
-    await until(lambda: len(ledger.rows) == 10)
-    await until(lambda: not unavailable(log))
+    await until_async(lambda: len(ledger.rows) == 10)
+    await until_async(lambda: not unavailable(log))
     ledger.away = True
     log.put(a_row(20))
     await log.close()
@@ -220,10 +221,10 @@ async def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     log = a_log(ledger, tmp_path / "file" / "spill")
     await log.start()
     log.put(a_row(1))
-    await until(lambda: unavailable(log))
+    await until_async(lambda: unavailable(log))
     ledger.away = False
-    await until(lambda: len(ledger.rows) == 1)
-    await until(lambda: not unavailable(log))
+    await until_async(lambda: len(ledger.rows) == 1)
+    await until_async(lambda: not unavailable(log))
     await log.close()
 
 
@@ -239,7 +240,7 @@ async def test_a_torn_last_line(tmp_path: Path, torn: str, caplog: pytest.LogCap
     ledger = Ledger()
     log = a_log(ledger, tmp_path)
     await log.start()
-    await until(lambda: not list(tmp_path.iterdir()))
+    await until_async(lambda: not list(tmp_path.iterdir()))
     await log.close()
     assert list(ledger.rows) == ["request-1", "request-2"]
     assert log.dropped == 1
@@ -255,7 +256,7 @@ async def test_a_row_that_the_database_refuses(tmp_path: Path, caplog: pytest.Lo
     await log.start()
     for number in range(20):
         log.put(a_row(number, model="poison" if number == 7 else "small"))
-    await until(lambda: len(ledger.rows) == 19)
+    await until_async(lambda: len(ledger.rows) == 19)
     await log.close()
     assert log.dropped == 1
     assert "poison" not in caplog.text
@@ -295,7 +296,7 @@ async def test_the_file_of_a_living_process_is_its_own(tmp_path: Path) -> None:
     living.finish()
     log = a_log(ledger, tmp_path)
     await log.start()
-    await until(lambda: len(ledger.rows) == 2)
+    await until_async(lambda: len(ledger.rows) == 2)
     await log.close()
 
 
@@ -328,9 +329,9 @@ async def test_new_rows_do_not_wait_for_a_long_file(tmp_path: Path) -> None:
     await asyncio.sleep(0.1)
     log.put(a_row(9002))
     ledger.gate.set()
-    await until(lambda: "request-9002" in ledger.rows)
+    await until_async(lambda: "request-9002" in ledger.rows)
     assert len(ledger.rows) < 3000
-    await until(lambda: len(ledger.rows) == 3002)
+    await until_async(lambda: len(ledger.rows) == 3002)
     await log.close()
 
 
@@ -391,7 +392,7 @@ async def test_a_process_that_is_killed(sqlite: Place, tmp_path: Path, away: boo
     async with sqlite.opened() as store:
         log = UsageLog(with_spill, store)
         await log.start()
-        await until(lambda: not list(spill.glob("*")))
+        await until_async(lambda: not list(spill.glob("*")))
         await log.close()
     found = [int(line.rpartition("-")[2]) for line in sqlite.sql("SELECT request_id FROM usage_log").split()]
     # Without a gap: what is lost are the last ones.
@@ -438,9 +439,9 @@ async def test_postgresql_is_stopped_and_comes_back(
         while not start.done():
             await busily(0.1)
         await busily(0.3)
-        await until(lambda: not any(log.waiting for log in logs), 60)
+        await until_async(lambda: not any(log.waiting for log in logs), 60)
         # Files of the other one are looked for now and then.
-        await until(lambda: not list((tmp_path / "spill").iterdir()), 60)
+        await until_async(lambda: not list((tmp_path / "spill").iterdir()), 60)
         for log in logs:
             await log.close()
             assert log.dropped == 0

@@ -228,7 +228,9 @@ def remove_boxes(state: Path) -> None:
         engine = docker.from_env()
     except docker.errors.DockerException:
         return
-    for container in engine.containers.list(all=True, filters={"label": f"boxwright.state={state}"}):
+    for container in engine.containers.list(
+        all=True, filters={"label": f"boxwright.state={state}"}, ignore_removed=True
+    ):
         name = str(container.name)
         container.remove(force=True, v=True)
         for volume in (f"{name}-docker", f"{name}-apt"):

@@ -71,7 +71,7 @@ class Machine(Operated):
         with Progress(plain=True) as progress:
             client = engine.ensure(progress)
             tag = (image or ensure_box)(client, progress)
-        for left in client.containers.list(all=True, filters={"label": LABEL}):
+        for left in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
             if time.time() - _seconds(left.attrs["Created"]) > 3600:
                 left.remove(force=True, v=True)
         config = client.api.create_host_config(

@@ -36,6 +36,7 @@ from boxwright_api.limits.windows import SECOND, Held, Rules, Verdict, away, hea
 from boxwright_api.limits.wire import ADMIT, FAILURES, RELEASE, RENEW, Away, Wire
 from boxwright_api.records import Ask, Ticket
 from boxwright_api.settings import KeyLimits, Settings
+from boxwright_api.tasks import ended
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class RedisLimiter:
 
     async def close(self) -> None:
         """See contracts.Limiter. Takes two seconds at most."""
-        await wire.stop(self._tasks)
+        await ended(*self._tasks)
         await self._line.close()
         for held in self._held.values():
             self._wire.post(RELEASE, *self._commands.release(held.place, held.ask, 0, 0))

@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ from redis.exceptions import NoScriptError, RedisError
 
 from boxwright_api import metrics
 from boxwright_api.settings import Settings
+from boxwright_api.tasks import at_most, ended
 
 log = logging.getLogger(__name__)
 
-# Seconds. A call takes `TIMEOUT` at most, with what was under way before it `PATIENCE`.
-TIMEOUT = 0.7
+# Seconds. Redis is away when a round trip takes longer than `SILENCE`; then all fail that wait for one. As long as it
+# answers, a call waits for `TURN` until those before it are answered, too. What was posted is waited for `PATIENCE`.
+SILENCE = 0.7
+TURN = 5.0
 PATIENCE = 0.9
 RETRY = 0.2
 # Calls in one round trip, and calls that are kept while Redis is away.
@@ -89,19 +92,11 @@ def client(settings: Settings) -> Redis:
         protocol=2,
         driver_info=None,
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=TIMEOUT,
-        socket_connect_timeout=TIMEOUT,
+        # How long an answer may take is said where it is waited for (`at_most`).
+        socket_timeout=None,
+        socket_connect_timeout=SILENCE,
         socket_keepalive=None if "unix_socket_path" in address else True,
     )
-
-
-async def stop(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel them until they have ended: redis-py 8.1 sometimes loses a cancellation while it connects."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=0.1)
 
 
 class Wire:
@@ -130,7 +125,7 @@ class Wire:
         if self._kept and not self.down:
             await asyncio.wait([call.answer for call in self._kept], timeout=PATIENCE)
         self.down = True
-        await stop(self._tasks)
+        await ended(*self._tasks)
         self._fail()
         if self._kept:
             metrics.UNCHARGED.inc(len(self._kept))
@@ -140,14 +135,14 @@ class Wire:
     async def call(
         self, script: Script, keys: Sequence[str], arguments: Sequence[str | int], urgent: bool = False
     ) -> Any:
-        """The script's answer. Raises Away within `PATIENCE` seconds."""
+        """The script's answer. Raises Away, within a second when Redis says nothing."""
         if self.down:
             raise Away(sent=False)
         call = _Call(script, keys, arguments)
         (self._urgent if urgent else self._others).append(call)
         self._work.set()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TURN):
                 return await call.answer
         except TimeoutError:
             raise Away(call.sent) from None
@@ -182,7 +177,7 @@ class Wire:
     async def _connect(self) -> None:
         while self.down:
             try:
-                async with asyncio.timeout(TIMEOUT):
+                async with at_most(SILENCE):
                     await self._load()
             except FAILURES as error:
                 self._complain(error)
@@ -216,7 +211,7 @@ class Wire:
     async def _exchange(self, batch: list[_Call]) -> None:
         """One round trip; two more when Redis does not know the scripts any more."""
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with at_most(SILENCE):
                 replies = await self._send(batch)
                 if again := [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
                     await self._load()
